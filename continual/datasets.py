@@ -1,0 +1,704 @@
+"""Data sets cut into tasks, and the images of one set of samples.
+
+`load` gives a Benchmark: which images each task brings, under which labels. Continuum applies the class order and cuts
+the classes into tasks; this room finds the images, checks them, and opens them.
+
+Letters: n images, H height and W width in pixels, S the side of the model's input.
+A *class id* is what the data set calls a class (0, 1, ...); a *label* is its rank in the class order, which is what the
+model predicts.
+"""
+
+# Continuum and scikit-learn are imported where they are used: they take seconds to import, and a DataLoader's worker,
+# which imports this room for `Images`, needs neither.
+
+import difflib
+import os
+import pickle
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from continual.errors import DataError, OptionsError
+from continual.randomness import seed_of, seeded
+from continual.tasks import Task
+
+CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+IMAGENET100_WNIDS = Path(__file__).parent.parent / "options" / "data" / "imagenet100_wnids.txt"
+DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte before a download is given up
+
+
+class Samples(NamedTuple):
+    """Images with their labels, in a fixed order.
+
+    x: uint8 array (n, H, W, 3); or, where sizes vary, an object array (n,) of uint8 arrays (H, W), (H, W, 1) or
+        (H, W, 3); or a string array (n,) of paths below the data folder, with forward slashes.
+    y: int64 array (n,), labels, counted in the class order.
+    t: int64 array (n,), the task each label belongs to.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    t: np.ndarray
+
+    def take(self, indices: np.ndarray) -> "Samples":
+        """Those samples, in that order; `indices` are integers (k,) or a mask (n,)."""
+        return Samples(self.x[indices], self.y[indices], self.t[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """A data set as a sequence of tasks.
+
+    class_order: the class id behind every label. root: the folder that paths in `x` start from, None without a folder.
+    mean, std: per channel, for pixels in [0, 1]. skipped: the unreadable files that were left out.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    class_order: tuple[int, ...]
+    root: str | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    train_samples: Samples = field(repr=False)
+    test_samples: Samples = field(repr=False)
+    skipped: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def nb_classes(self) -> int:
+        return len(self.class_order)
+
+    @property
+    def nb_skipped(self) -> int:
+        return len(self.skipped)
+
+    def train(self, task_index: int) -> Samples:
+        """The training images of the classes that this task brings."""
+        return self.train_samples.take(self.train_samples.t == task_index)
+
+    def test(self, upto: int) -> Samples:
+        """The evaluation images of every class seen up to and including task `upto`."""
+        return self.test_samples.take(self.test_samples.t <= upto)
+
+
+def load(
+    *,
+    data_set: str,
+    data_path: str | None,
+    initial_increment: int,
+    increment: int | Sequence[int],
+    class_order: Sequence[int] | None = None,
+    validation: float = 0.0,
+    seed: int = 0,
+    download: bool = True,
+    skip_corrupt: bool = False,
+) -> Benchmark:
+    """Finds a data set and cuts it into tasks.
+
+    With several processes, call this on one of them first, and on the others with `download=False` once it is back.
+    Nothing touches the network when the files are there.
+
+    data_set: digits, CIFAR100 (or CIFAR), CIFAR10, ImageNet100, ImageNet1000, folder, a name given to `register`, or
+        the name of one of Continuum's image data sets; upper and lower case are the same.
+    initial_increment, increment, class_order: see `task_sizes` and `checked_order`.
+    validation: this fraction of each class's training images is evaluated on, instead of the test images. The seed and
+        the class id decide which; the class order does not.
+    skip_corrupt: decode every file once, now, and leave out those that cannot be read.
+
+    Raises:
+        OptionsError: unknown data set; increments or class order that do not fit it.
+        DataError: files that are missing, unreadable or not what the data set's format says.
+    """
+    if not 0 <= validation < 1:
+        raise OptionsError(f"validation: {validation} is not a fraction in [0, 1)")
+    source = _find(data_set)
+    if source.nb_classes is not None:  # wrong options are refused before any file is touched
+        task_sizes(source.nb_classes, initial_increment, increment)
+        checked_order(class_order, source.nb_classes)
+    root = _root(source, data_path)
+
+    x, raw = _read(source, root, train=True, download=download)
+    classes = np.unique(raw)
+    if source.nb_classes not in (None, len(classes)):
+        raise DataError(
+            f"{source.name} in {root} has {len(classes)} classes in its training images, not {source.nb_classes}"
+        )
+    y = np.searchsorted(classes, raw)
+    sizes = task_sizes(len(classes), initial_increment, increment)
+    order = checked_order(class_order, len(classes))
+
+    if validation:
+        held = held_out(y, validation, "validation", seed)
+        (x, y), (test_x, test_y) = (x[~held], y[~held]), (x[held], y[held])
+    else:
+        test_x, raw = _read(source, root, train=False, download=download)
+        _compare(f"the test images of {source.name}", np.unique(raw).tolist(), classes.tolist())
+        test_y = np.searchsorted(classes, raw)
+
+    skipped: tuple[str, ...] = ()
+    if skip_corrupt:
+        x, y, skipped = _without_unreadable(source.name, x, y, root)
+        test_x, test_y, more = _without_unreadable(source.name, test_x, test_y, root)
+        skipped += more
+
+    return Benchmark(
+        name=source.name,
+        tasks=tuple(Task(index, sum(sizes[:index]), size) for index, size in enumerate(sizes)),
+        class_order=order,
+        root=root,
+        mean=source.mean,
+        std=source.std,
+        train_samples=_cut(x, y, sizes, order),
+        test_samples=_cut(test_x, test_y, sizes, order),
+        skipped=skipped,
+    )
+
+
+def register(name: str, function: Callable[[str | None, bool], tuple[Sequence, Sequence]]) -> None:
+    """Makes `--data-set name` read a data set of one's own.
+
+    function(data_path, train) returns (x, y) of the training or the test images. x: uint8 images (n, H, W),
+    (n, H, W, 1) or (n, H, W, 3), a list of such images of varying size, or paths (absolute, or starting from the data
+    folder). y: n labels, integers or strings; the class ids are their ranks in sorted order.
+
+        def stripes(data_path, train):
+            return images, labels
+
+        register("stripes", stripes)
+    """
+
+    def read(root: str | None, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+        x, y = function(root, train)
+        return _tidy(name, x, root), np.asarray(y)
+
+    _SOURCES[name.lower()] = _Source(name, read, needs_path=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------- tasks
+
+
+def task_sizes(nb_classes: int, initial_increment: int, increment: int | Sequence[int]) -> tuple[int, ...]:
+    """The number of classes each task brings.
+
+    A list of increments gives every task's size, and `initial_increment` plays no part. A number gives the size of
+    every task but the first, which has `initial_increment` classes (0: as many as the others; `nb_classes` or more:
+    all of them, in one task).
+
+    Raises:
+        OptionsError: sizes that do not add up to `nb_classes`.
+    """
+    if not isinstance(increment, int):
+        sizes = tuple(int(size) for size in increment)
+        if not sizes or min(sizes) < 1:
+            raise OptionsError(f"increment: every task needs one class or more, got {list(sizes)}")
+        if sum(sizes) != nb_classes:
+            hint = ""
+            if sum(sizes) + initial_increment == nb_classes:
+                hint = f"; a list names the first task too: start it with {initial_increment}"
+            raise OptionsError(
+                f"increment: {_some(sizes)} add up to {sum(sizes)}, the data has {nb_classes} classes{hint}"
+            )
+        return sizes
+    if initial_increment < 0:
+        raise OptionsError(f"initial_increment: {initial_increment} is below 0")
+    if initial_increment >= nb_classes:
+        return (nb_classes,)
+    if increment < 1:
+        raise OptionsError(f"increment: {increment} is below 1")
+    nb_further, rest = divmod(nb_classes - initial_increment, increment)
+    if rest:
+        raise OptionsError(
+            f"initial_increment {initial_increment} and then steps of {increment} do not add up to {nb_classes} "
+            f"classes: {rest} would be left after {initial_increment + nb_further * increment}"
+        )
+    return (initial_increment,) * (initial_increment > 0) + (increment,) * nb_further
+
+
+def checked_order(class_order: Sequence[int] | None, nb_classes: int) -> tuple[int, ...]:
+    """The class order, 0 to nb_classes - 1 if none is given.
+
+    Raises:
+        OptionsError: ids that are given twice, left out, or not among the data's classes.
+    """
+    if class_order is None:
+        return tuple(range(nb_classes))
+    order = tuple(int(class_id) for class_id in class_order)
+    faults = {
+        "given twice": sorted({class_id for class_id in order if order.count(class_id) > 1}),
+        f"outside 0 to {nb_classes - 1}": sorted({class_id for class_id in order if not 0 <= class_id < nb_classes}),
+        "left out": sorted(set(range(nb_classes)) - set(order)),
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{what}: {_some(ids)}" for what, ids in faults.items() if ids)
+        raise OptionsError(f"class_order: {told}")
+    return order
+
+
+def held_out(y: np.ndarray, fraction: float, *key: int | str) -> np.ndarray:
+    """A mask (n,), true for `fraction` of each class's images, at least one; the key and the class id decide which.
+
+    Raises:
+        DataError: a class that would be left with none.
+    """
+    mask = np.zeros(len(y), dtype=bool)
+    for class_id in np.unique(y).tolist():
+        where = np.flatnonzero(y == class_id)
+        nb_held = max(1, round(fraction * len(where)))
+        if nb_held >= len(where):
+            raise DataError(
+                f"class {class_id} has {len(where)} training images: {fraction} of them leaves none to train on"
+            )
+        # RandomState, because NumPy promises that its stream never changes.
+        shuffled = np.random.RandomState(seed_of(*key, class_id) % 2**32).permutation(where)
+        mask[shuffled[:nb_held]] = True
+    return mask
+
+
+def _cut(x: np.ndarray, y: np.ndarray, sizes: Sequence[int], order: Sequence[int]) -> Samples:
+    """Class ids to labels and tasks, by Continuum's class-incremental scenario."""
+    from continuum import ClassIncremental
+    from continuum.datasets import InMemoryDataset
+
+    # Plain numbers stand in for the images: the scenario decides, `Images` opens.
+    scenario = ClassIncremental(InMemoryDataset(np.arange(len(x)), y), increment=list(sizes), class_order=list(order))
+    _, labels, tasks = scenario.dataset
+    return Samples(x, labels.astype(np.int64), tasks.astype(np.int64))
+
+
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+class Images(Dataset):
+    """Opens and transforms samples.
+
+    `images[index]` and `images[index, key]` give (the transform's output, label). With a key, a tuple of integers and
+    words, whatever the transform draws depends on that key alone.
+
+    Raises:
+        DataError: an image that cannot be read; the message names its path and index.
+    """
+
+    def __init__(
+        self, samples: Samples, transform: Callable[[Image.Image], torch.Tensor], *, root: str | None = None
+    ) -> None:
+        self.samples = samples
+        self.transform = transform
+        self.root = root
+
+    def __len__(self) -> int:
+        return len(self.samples.y)
+
+    def __getitem__(self, item: int | tuple[int, tuple[int | str, ...]]) -> tuple[torch.Tensor, int]:
+        index, key = item if isinstance(item, tuple) else (item, None)
+        image, label = self._open(int(index)), int(self.samples.y[index])
+        if key is None:
+            return self.transform(image), label
+        # NumPy's integers print differently from Python's, and a key counts by how it prints.
+        with seeded(*(part if isinstance(part, str) else int(part) for part in key)):
+            return self.transform(image), label
+
+    def _open(self, index: int) -> Image.Image:
+        x = self.samples.x[index]
+        if not isinstance(x, str):
+            return Image.fromarray(x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x).convert("RGB")
+        path = _full_path(x, self.root)
+        try:
+            return _decode(path)
+        except Exception as error:
+            raise DataError(f"cannot read the image {path} (index {index}): {_line(error)}") from error
+
+
+def _full_path(path: str, root: str | None) -> str:
+    return os.path.join(root or "", *path.split("/"))
+
+
+def _decode(path: str) -> Image.Image:
+    """The image as RGB. Pillow raises errors of a dozen types on broken files."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def _without_unreadable(
+    name: str, x: np.ndarray, y: np.ndarray, root: str | None
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Decodes every file once: the images and labels of those that can be read, and the paths of the others."""
+    if x.dtype.kind != "U":
+        return x, y, ()
+
+    def decode_all(paths: np.ndarray) -> list[bool]:
+        readable = []
+        for path in paths:
+            try:
+                _decode(_full_path(path, root))
+                readable.append(True)
+            except Exception:
+                readable.append(False)
+        return readable
+
+    with ThreadPoolExecutor() as pool:  # threads are enough: Pillow decodes outside of Python's lock
+        blocks = pool.map(decode_all, np.array_split(x, 1 + len(x) // 256))
+        readable = np.array([answer for block in blocks for answer in block])
+    lost = np.setdiff1d(y, y[readable])
+    if len(lost):
+        path = x[y == lost[0]][0]
+        raise DataError(
+            f"{name}: no image can be read of {len(lost)} classes, such as that of {_full_path(path, root)}"
+        )
+    return x[readable], y[readable], tuple(x[~readable].tolist())
+
+
+# -------------------------------------------------------------------------------------------------------------- sources
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a data set comes from. read(root, train, download) gives its images and labels."""
+
+    name: str
+    read: Callable[[str | None, bool, bool], tuple[np.ndarray, np.ndarray]]
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    nb_classes: int | None = None
+    needs_path: bool = True
+
+
+def _find(data_set: str) -> _Source:
+    name = data_set.lower()
+    if name in _SOURCES:
+        return _SOURCES[name]
+    offered = {cls.__name__.lower(): cls for cls in _continuum_classes()}
+    if name in offered:
+        return _Source(offered[name].__name__, partial(_continuum, offered[name]))
+    known = {
+        known.lower(): known
+        for known in [*(s.name for s in _SOURCES.values()), *(c.__name__ for c in offered.values())]
+    }
+    near = [known[match] for match in difflib.get_close_matches(name, known, n=3)]
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"known are {', '.join(sorted(known.values(), key=str.lower))}"
+    )
+    raise OptionsError(f"data_set: unknown {data_set!r}; {hint}")
+
+
+def _root(source: _Source, data_path: str | None) -> str | None:
+    if data_path:
+        return os.path.abspath(os.path.expanduser(data_path))
+    if source.needs_path:
+        raise OptionsError(f"data_path: {source.name} needs the folder that holds it (or may be downloaded to)")
+    return None
+
+
+def _read(source: _Source, root: str | None, *, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Images and raw labels of one split, checked for shape."""
+    with seeded("data set", source.name):  # readers that shuffle do so alike on every process, and leave no trace
+        x, y = source.read(root, train, download)
+    what = f"the {'training' if train else 'test'} images of {source.name}"
+    if y.ndim != 1 or y.dtype.kind not in "iuU":
+        raise DataError(f"{what}: labels must be one integer or word each, got {y.dtype} of shape {y.shape}")
+    if len(x) != len(y) or not len(x):
+        raise DataError(f"{what}: {len(x)} images and {len(y)} labels")
+    return x, y
+
+
+def _digits(root: str | None, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's 1,797 handwritten digits, 8 × 8; the same fifth of each class is always the test set."""
+    from sklearn.datasets import load_digits
+
+    images, y = load_digits(return_X_y=True)
+    grey = np.rint(images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8)  # 0..16 -> 0..255
+    test = held_out(y, 0.2, "digits")
+    chosen = ~test if train else test
+    return _three_channels(grey[chosen]), y[chosen]
+
+
+# CIFAR: pickled arrays. Unpickling a stranger's file executes what it says, so only arrays are let through.
+
+
+def _plain_bytes(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes into an old pickle: as text, plus a call to encode it again."""
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_ARRAY_PARTS = {
+    "_reconstruct": np.empty(0).__reduce__()[0],
+    "_frombuffer": np.empty(0).__reduce_ex__(5)[0],
+    "ndarray": np.ndarray,
+    "dtype": np.dtype,
+    "encode": _plain_bytes,
+}
+_ARRAY_MODULES = {
+    "_reconstruct": ("numpy.core.multiarray", "numpy._core.multiarray"),
+    "_frombuffer": ("numpy.core.numeric", "numpy._core.numeric"),
+    "ndarray": ("numpy",),
+    "dtype": ("numpy",),
+    "encode": ("_codecs",),
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads numbers, text, lists, dicts and arrays, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if module not in _ARRAY_MODULES.get(name, ()):
+            raise DataError(
+                f"it asks for {f'{module}.{name}'!r}, where a CIFAR file holds arrays only; nothing of it was run"
+            )
+        return _ARRAY_PARTS[name]
+
+
+@dataclass(frozen=True)
+class _Cifar:
+    """Reader of CIFAR's Python version (Krizhevsky, 2009)."""
+
+    name: str
+    folder: str
+    url: str
+    train_files: tuple[str, ...]
+    test_files: tuple[str, ...]
+    labels: str
+
+    def __call__(self, root: str, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+        folder = os.path.join(root, self.folder)
+        missing = [
+            name for name in self.train_files + self.test_files if not os.path.isfile(os.path.join(folder, name))
+        ]
+        if missing:
+            wanted = (
+                f"{self.name}: looked in {folder} for {', '.join(missing)}; download {self.url} and unpack it in {root}"
+            )
+            if not download:
+                raise DataError(wanted)
+            _download(self.name, root, wanted)
+        parts = [
+            self._read_file(os.path.join(folder, name)) for name in (self.train_files if train else self.test_files)
+        ]
+        x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return x, y
+
+    def _read_file(self, path: str) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 images (n, 32, 32, 3) and labels (n,) of one file, which holds rows of red, then green, then blue."""
+        try:
+            with open(path, "rb") as file:
+                content = _ArrayUnpickler(file, encoding="latin1").load()
+            rows, y = content["data"], np.array(content[self.labels])
+            if rows.dtype != np.uint8 or rows.shape != (len(y), 3 * 32 * 32) or y.dtype.kind not in "iu":
+                raise ValueError(f"data {rows.dtype} {rows.shape}, labels {y.dtype} {y.shape}")
+        except DataError as error:
+            raise DataError(f"{path} is refused: {error}") from error
+        except Exception as error:  # a broken pickle can raise nearly anything
+            raise DataError(
+                f"{path} is broken or no {self.name} file ({_line(error)}); "
+                f"delete its folder to have it downloaded again"
+            ) from error
+        return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), y
+
+
+def _download(name: str, root: str, wanted: str) -> None:
+    """Continuum's data set of that name fetches its files into `root`, and checks their MD5 sums."""
+    import continuum.datasets
+
+    try:
+        with _impatient_sockets():
+            getattr(continuum.datasets, name)(root, train=True, download=True)
+    except Exception as error:  # network, disk, archive, checksum: in the end there is no data
+        raise DataError(f"{wanted} (the download failed: {_line(error)})") from error
+
+
+@contextmanager
+def _impatient_sockets() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+# Folders of images: ROOT/SPLIT/CLASS/IMAGE.
+
+
+def _folder(root: str, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    """train/ and test/ (or val/), each with one folder per class; class ids follow the sorted names."""
+    test = next((name for name in ("test", "val") if os.path.isdir(os.path.join(root, name))), "test")
+    classes = _subfolders(os.path.join(root, "train"))
+    _compare(os.path.join(root, test), _subfolders(os.path.join(root, test)), classes)
+    return _tree(root, "train" if train else test, classes)
+
+
+def _imagenet(nb_classes: int, root: str, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    """train/ and val/ with one folder per WordNet id. Class ids follow the sorted names; ImageNet-100 has a list."""
+    hint = "; ImageNet is not downloaded for you, see https://image-net.org/download-images"
+    folders = {split: _subfolders(os.path.join(root, split), hint) for split in ("train", "val")}
+    if nb_classes == 100:
+        classes = IMAGENET100_WNIDS.read_text().split()
+        folders = {split: [name for name in names if name in classes] for split, names in folders.items()}
+    elif len(folders["train"]) == nb_classes:
+        classes = folders["train"]
+    else:
+        classes = sorted(ImageNetInfo("imagenet-1k").label_names())
+    for split, names in folders.items():
+        _compare(os.path.join(root, split), names, classes)
+    return _tree(root, "train" if train else "val", classes)
+
+
+def _subfolders(folder: str, hint: str = "") -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(
+            f"looked for one folder per class in {folder}: {error.strerror}; "
+            f"data_path must hold train/CLASS/IMAGE and test/CLASS/IMAGE (or val/){hint}"
+        ) from error
+
+
+def _tree(root: str, split: str, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Paths of the images from `root`, sorted by class and name; and their class ids."""
+    x: list[str] = []
+    counts = []
+    for name in classes:
+        files = sorted(os.listdir(os.path.join(root, split, name)))
+        images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS) and not file.startswith(".")]
+        x += [f"{split}/{name}/{file}" for file in images]
+        counts.append(len(images))
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if empty or not x:
+        raise DataError(f"{os.path.join(root, split)}: no image in {_some(empty) if empty else 'it'}")
+    return np.array(x), np.repeat(np.arange(len(classes)), counts)
+
+
+def _compare(where: str, found: Sequence, expected: Sequence) -> None:
+    missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or surplus:
+        told = [f"{len(missing)} of {len(expected)} classes missing ({_some(missing)})"] if missing else []
+        told += [f"{len(surplus)} too many ({_some(surplus)})"] if surplus else []
+        raise DataError(f"{where}: {', '.join(told)}")
+
+
+# Continuum's other data sets, and people's own.
+
+_NOT_OFFERED = {
+    *("PyTorchDataset", "InMemoryDataset", "H5Dataset", "ImageFolderDataset", "Fellowship", "CTRL"),  # need arguments
+    *("EMNIST", "Synbols"),  # likewise
+    "QMNIST",  # labels in eight columns
+    *("PascalVOC2012", "MultiNLI", "FluentSpeech"),  # not images with one label each
+    *("CTRLplus", "CTRLminus", "CTRLin", "CTRLout", "CTRLplastic", "ColoredMNIST"),  # tasks of their own making
+    *("Omniglot", "MetaShift"),  # no test images
+    "Stream51",  # only makes sense cropped to its boxes
+}
+
+
+def _continuum_classes() -> Iterable[type]:
+    import continuum.datasets
+
+    base = continuum.datasets._ContinuumDataset
+    found = [cls for cls in vars(continuum.datasets).values() if isinstance(cls, type) and issubclass(cls, base)]
+    return [cls for cls in found if not cls.__name__.startswith("_") and cls.__name__ not in _NOT_OFFERED]
+
+
+def _continuum(cls: type, root: str, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    if not download and not os.path.isdir(root):  # Continuum would make the folder
+        raise DataError(f"{cls.__name__}: there is no folder {root}")
+    try:
+        with _impatient_sockets():
+            x, y, _ = cls(root, train=train, download=download).get_data()
+    except Exception as error:  # each data set of Continuum fails in its own way
+        raise DataError(
+            f"{cls.__name__}: looked in {root} (download {'allowed' if download else 'not allowed'}); "
+            f"Continuum says: {_line(error)}"
+        ) from error
+    if x.dtype == "S255" and max(map(len, x), default=0) == 255:
+        raise DataError(
+            f"{cls.__name__}: paths below {root} are longer than the 254 bytes that Continuum keeps; move it up"
+        )
+    return _tidy(cls.__name__, x, root), np.asarray(y)
+
+
+def _tidy(name: str, x: Sequence, root: str | None) -> np.ndarray:
+    """Images or paths of any accepted kind, as `Samples.x` has them."""
+    if len(x) and isinstance(x[0], str | bytes | os.PathLike):
+        return np.array([_below(name, os.fsdecode(path), root) for path in x])
+    if isinstance(x, np.ndarray) and x.dtype != object:
+        if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
+            raise DataError(
+                f"{name}: images must be uint8 (n, H, W), (n, H, W, 1) or (n, H, W, 3), got {x.dtype} {x.shape}"
+            )
+        return _three_channels(x)
+    images = np.empty(len(x), dtype=object)
+    for index, image in enumerate(x):
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[-1] in (1, 3))):
+            raise DataError(
+                f"{name}: image {index} must be uint8 (H, W), (H, W, 1) or (H, W, 3), got {image.dtype} {image.shape}"
+            )
+        images[index] = image
+    return images
+
+
+def _below(name: str, path: str, root: str | None) -> str:
+    """A path as seen from `root`, with forward slashes."""
+    if root is None:
+        raise DataError(f"{name}: gives paths such as {path!r}, which need a data_path to start from")
+    full, start = os.path.normpath(os.path.join(root, path)), os.path.join(root, "")
+    if not full.startswith(start):
+        raise DataError(f"{name}: {path!r} is not inside the data folder {root}")
+    return full[len(start) :].replace(os.sep, "/")
+
+
+def _three_channels(x: np.ndarray) -> np.ndarray:
+    """Grey images (n, H, W) or (n, H, W, 1) to (n, H, W, 3); those in colour stay as they are."""
+    x = x[..., None] if x.ndim == 3 else x
+    return x if x.shape[-1] == 3 else np.repeat(x, 3, axis=-1)
+
+
+def _line(error: Exception) -> str:
+    """Another library's error, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _some(names: Iterable, limit: int = 10) -> str:
+    """The first few names, and how many more there are."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+_CIFAR100 = _Cifar(
+    name="CIFAR100",
+    folder="cifar-100-python",
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    train_files=("train",),
+    test_files=("test",),
+    labels="fine_labels",
+)
+_CIFAR10 = _Cifar(
+    name="CIFAR10",
+    folder="cifar-10-batches-py",
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
+    test_files=("test_batch",),
+    labels="labels",
+)
+_SOURCES = {
+    "digits": _Source("digits", _digits, nb_classes=10, needs_path=False),
+    "cifar100": _Source("CIFAR100", _CIFAR100, CIFAR_MEAN, CIFAR_STD, nb_classes=100),
+    "cifar10": _Source("CIFAR10", _CIFAR10, CIFAR_MEAN, CIFAR_STD, nb_classes=10),
+    "imagenet100": _Source("ImageNet100", partial(_imagenet, 100), nb_classes=100),
+    "imagenet1000": _Source("ImageNet1000", partial(_imagenet, 1000), nb_classes=1000),
+    "folder": _Source("folder", _folder),
+}
+_SOURCES["cifar"] = _SOURCES["cifar100"]  # the published name

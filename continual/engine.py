@@ -1,0 +1,232 @@
+"""Batches: one epoch of training, evaluation, and the extraction of features.
+
+Letters:  B batch   T tasks seen   D embed_dim   C_all classes seen
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from continual import distributed
+from continual.errors import NonFiniteLoss
+from continual.losses import Objective
+from continual.metrics import Scores
+from continual.mixing import Mixing
+from continual.optim import Sam, trained
+from continual.randomness import seed_of
+from continual.samplers import StepSampler
+from continual.tasks import Task
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images reach the device."""
+
+    device: torch.device
+    num_workers: int = 0
+    pin_mem: bool = False
+    amp: bool = False  # bfloat16 autocast
+
+    def loader(self, dataset: Dataset, batches: Sampler | Sequence, *, persistent: bool = False) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_mem and self.device.type == "cuda",
+            persistent_workers=persistent and self.num_workers > 0,
+            generator=torch.Generator(),  # its own: a loader must not draw from the global one
+        )
+
+    def to_device(self, batch: Sequence[Tensor]) -> list[Tensor]:
+        return [part.to(self.device, non_blocking=True) for part in batch]
+
+    def precision(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
+
+
+@dataclass
+class Sums:
+    """Losses of one epoch so far: what a mean is made of, on the device until somebody looks."""
+
+    nb_steps: int = 0
+    by_name: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        self.nb_steps += 1
+        for name, value in losses.items():
+            value = value.detach().double()
+            self.by_name[name] = self.by_name[name] + value if name in self.by_name else value
+
+    def means(self) -> dict[str, float]:
+        return {name: float(value) / max(1, self.nb_steps) for name, value in self.by_name.items()}
+
+    def state_dict(self) -> dict:
+        return {"nb_steps": self.nb_steps, "by_name": {name: float(value) for name, value in self.by_name.items()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.nb_steps = state["nb_steps"]
+        self.by_name = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["by_name"].items()}
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: DataLoader,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    *,
+    loading: Loading,
+    mixing: Mixing | None = None,
+    sam: Sam | None = None,
+    clip_grad: float | None = None,
+    at_once: int = 1,
+) -> Iterator[tuple[dict[str, Tensor], int]]:
+    """Train on what is left of the loader's epoch; yields the named losses and the number of images after every update.
+
+    model: the (possibly wrapped) model that `objective` calls. loader: over a StepSampler, whose batches come replica by
+    replica. at_once: how many of the process's replicas go through the model in one batch; the rest follow one after
+    another, their gradients added up. Raises NonFiniteLoss on every process, before the update.
+    """
+    sampler: StepSampler = loader.batch_sampler
+    share, key = len(sampler.mine), (*sampler.key, sampler.epoch)
+    batches = iter(loader)
+    step = sampler.first_step
+    while replicas := list(islice(batches, share)):
+        images, targets = [], []
+        for replica, batch in zip(sampler.mine, replicas, strict=True):
+            x, y = loading.to_device(batch)
+            x, y = mixing(x, y, (*key, "mixing", replica, step)) if mixing else (x, y)
+            images.append(x)
+            targets.append(y)
+        passes = []
+        for first in range(0, share, at_once):
+            part = slice(first, first + at_once)
+            passes.append((sampler.mine[first], torch.cat(images[part]), torch.cat(targets[part])))
+
+        losses = backward(model, objective, passes, loading=loading, key=(*key, step), share=share)
+        stop_if_not_finite(losses, where=f"epoch {sampler.epoch + 1}, step {step + 1}")
+        if sam is not None and sam.looks():
+            sam.perturb()
+            backward(model, objective, passes, loading=loading, key=(*key, step, "sam"), share=share)
+            sam.restore()
+        elif sam is not None:
+            sam.reuse()
+        if clip_grad:
+            nn.utils.clip_grad_norm_(trained(model), clip_grad)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        yield losses, sum(len(x) for x in images)
+
+
+def backward(
+    model: nn.Module,
+    objective: Objective,
+    passes: list[tuple[int, Tensor, Tensor]],
+    *,
+    loading: Loading,
+    key: tuple,
+    share: int,
+) -> dict[str, Tensor]:
+    """Add up the gradients of the process's replicas, then average over processes. Returns the mean losses of all replicas.
+
+    passes: (first replica, images, targets) each. Every pass seeds DropPath's draws with its own key, so that they do not
+    depend on which process carries it. Non-finite losses must be looked for by the caller, in what is returned.
+    """
+    mean: dict[str, Tensor] = {}
+    for i, (replica, images, targets) in enumerate(passes):
+        torch.manual_seed(seed_of(*key, "model", replica))
+        weight = len(images) / sum(len(x) for _, x, _ in passes)
+        with distributed.accumulating(model, more_to_come=i < len(passes) - 1):
+            with loading.precision():
+                losses = objective(images, targets)
+            (losses["total"] * weight).backward()
+        for name, value in losses.items():
+            mean[name] = mean.get(name, 0.0) + value.detach() * weight
+    together = distributed.sum_over_processes(torch.stack(list(mean.values()))) / distributed.nb_processes()
+    return dict(zip(mean, together, strict=True))
+
+
+def stop_if_not_finite(losses: dict[str, Tensor], where: str) -> None:
+    """Raise NonFiniteLoss if a loss, the same number on every process, is NaN or infinite."""
+    if not math.isfinite(float(losses["total"])):
+        named = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+        raise NonFiniteLoss(f"the loss is not finite at {where}: {named}")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; outside every module is in the mode it was in, frozen parts included."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def batches_of_this_process(nb_samples: int, batch_size: int, *, spread: bool = True) -> list[list[int]]:
+    """Consecutive batches; `spread` deals them out to the processes in turn. They are the same for any number of processes."""
+    batches = [list(range(i, min(i + batch_size, nb_samples))) for i in range(0, nb_samples, batch_size)]
+    return batches[distributed.rank() :: distributed.nb_processes()] if spread else batches
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, dataset: Dataset, tasks: Sequence[Task], *, loading: Loading, batch_size: int, spread: bool
+) -> Scores:
+    """Score the model, as it stands, on images of the given tasks, all of them seen. The counts are over all processes.
+
+    spread: each process evaluates its share (`dist_eval`); else every process evaluates everything.
+    """
+    upper = torch.tensor([task.nb_seen for task in tasks], device=loading.device)
+    of_task = torch.repeat_interleave(
+        torch.arange(len(tasks), device=loading.device),
+        torch.tensor([task.nb_new for task in tasks], device=loading.device),
+    )  # (C_all,), the task of each class
+    counts = torch.zeros(5, len(tasks), dtype=torch.float64, device=loading.device)
+    for batch in loading.loader(dataset, batches_of_this_process(len(dataset), batch_size, spread=spread)):
+        images, labels = loading.to_device(batch)
+        with evaluating(model), loading.precision():
+            logits = model(images).logits
+        logits = logits.float()[:, : upper[-1]]
+        task = of_task[labels]  # (B,)
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
+        hits = ranked == labels[:, None]
+        known = logits.masked_fill(of_task[None, :] != task[:, None], -torch.inf).argmax(1) == labels
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        for row, value in enumerate((torch.ones_like(loss), hits[:, 0], hits.any(1), known, loss)):
+            counts[row].index_add_(0, task, value.double())
+    if spread:
+        distributed.sum_over_processes(counts)
+    return Scores.from_lists(counts.tolist())
+
+
+@torch.no_grad()
+def extract_features(
+    model: nn.Module, dataset: Dataset, *, loading: Loading, batch_size: int, key: tuple
+) -> np.ndarray:
+    """Task embeddings of every image, on every process. (n, T, D) float64
+
+    key: what the augmentation depends on, besides the position, if the data set augments.
+    """
+    features: np.ndarray | None = None
+    shares = batches_of_this_process(len(dataset), batch_size)
+    items = [[(i, (*key, i)) for i in batch] for batch in shares]
+    for indices, batch in zip(shares, loading.loader(dataset, items), strict=True):
+        images, _ = loading.to_device(batch)
+        with evaluating(model), loading.precision():
+            tokens = model(images).tokens
+        if features is None:
+            features = np.zeros((len(dataset), *tokens.shape[1:]))
+        features[indices] = tokens.double().cpu().numpy()
+    shape = distributed.from_main(features.shape if features is not None else None)
+    return distributed.sum_array(features if features is not None else np.zeros(shape), loading.device)

@@ -1,0 +1,790 @@
+"""Everything a run can be told: typed options in sections, their YAML layers and command line, and their checks.
+
+YAML and command line are flat (`embed_dim: 384`, `--embed-dim 384`), and a key belongs to exactly one section. Later
+layers win: defaults, the stored options of `--resume DIR`, the YAML files of `--options` from left to right, the
+command line. A switch `--x` has its opposite `--no-x` (`--no-amp`: `--amp`), and `none` empties what may be empty.
+
+Nothing here imports torch, so a wrong option is answered at once, by an OptionsError of one line. Options never change
+after `parse`: what is known only while running (classes, processes, scaled learning rates) lives elsewhere.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import os
+import re
+import reprlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
+
+import yaml
+
+from .errors import OptionsError
+
+Range = tuple[str, Callable[[float], bool]]  # in words, and as a test
+
+POSITIVE: Range = ("above 0", lambda x: x > 0)
+NOT_NEGATIVE: Range = ("0 or more", lambda x: x >= 0)
+COUNT: Range = ("1 or more", lambda x: x >= 1)
+PROBABILITY: Range = ("from 0 to 1", lambda x: 0 <= x <= 1)
+BELOW_ONE: Range = ("at least 0 and below 1", lambda x: 0 <= x < 1)
+
+REHEARSALS = ("random", "closest_token", "closest_all", "furthest_token", "furthest_all", "icarl_token", "icarl_all")
+OPTIMIZERS = ("adamw", "adam", "nadamw", "radamw", "lamb", "lion", "sgd", "momentum", "nesterov")
+PARTS = ("all", "sab", "tab", "task_tokens", "old_task_tokens", "heads", "old_heads", "head_div")
+PHASES = ("tr", "ft")
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,127}")
+TIMM_NAME = re.compile(r"timm:[A-Za-z0-9_][A-Za-z0-9_.-]*")
+DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
+
+
+class Conflict(OptionsError):
+    """Options that do not go together: their `keys`, and why."""
+
+    def __init__(self, keys: str, reason: str):
+        super().__init__(f"{keys}: {reason}")
+        self.keys = keys.split(", ")
+
+
+def require(condition: bool, keys: str, reason: str) -> None:
+    """Raise a Conflict about `keys` (separated by ", ") unless `condition` holds."""
+    if not condition:
+        raise Conflict(keys, reason)
+
+
+def option(
+    default: Any, help: str, within: Range | None = None, *, choices: Sequence[str] = (), refused: str = ""
+) -> Any:
+    """A field of a section. `within` and `choices` hold for each item of a list; `refused`: why it keeps `default`."""
+    return field(default=default, metadata={"help": help, "choices": choices, "within": within, "refused": refused})
+
+
+class Section:
+    """A frozen group of options that checks itself."""
+
+    def check(self) -> None:
+        """Raise a Conflict if the options of this section do not go together."""
+
+
+@dataclass(frozen=True)
+class Model(Section):
+    """model"""
+
+    model: str = option("convit", "encoder: convit (the paper's), vit, or timm:NAME for any model of timm")
+    pretrained: bool = option(False, "start a timm encoder from timm's published weights")
+    input_size: int = option(32, "side of the images, in pixels", COUNT)
+    patch_size: int = option(16, "side of a patch, in pixels", COUNT)
+    embed_dim: int = option(768, "embedding dimension D", COUNT)
+    depth: int = option(12, "number of blocks, self-attention and task-attention together", COUNT)
+    num_heads: int = option(12, "attention heads of a block", COUNT)
+    drop: float = option(0.0, "dropout after the position embedding", BELOW_ONE)
+    drop_path: float = option(0.1, "stochastic depth of the last block; 0 at the first, rising linearly", BELOW_ONE)
+    norm: str = option("layer", "normalisation in the blocks: LayerNorm or ScaleNorm", choices=("layer", "scale"))
+    local_up_to_layer: int = option(10, "so many blocks are SABs (GPSA), the others TABs", NOT_NEGATIVE)
+    locality_strength: float = option(1.0, "how sharply GPSA looks at one place at first", POSITIVE)
+    class_attention: bool = option(False, "blocks after local_up_to_layer attend from the class (or task) token only")
+    resnet: bool = option(False, "", refused="not available; use model: timm:resnet18")
+    dytox: bool = option(False, "one token per task (DyTox); off: the encoder and one growing classifier")
+    ind_clf: str = option(
+        "",
+        "classifiers: embeddings read by one - tasks predicted by one; empty: a new one on all embeddings at each task",
+        choices=("", "1-1", "1-n", "n-1", "n-n"),
+    )
+    joint_tokens: bool = option(
+        False, "", refused="not available; the decoder treats all task tokens together, exactly; leave it out"
+    )
+
+    def check(self) -> None:
+        timm = TIMM_NAME.fullmatch(self.model) is not None
+        require(
+            timm or self.model in ("convit", "vit"), "model", f"{_shown(self.model)} is not convit, vit or timm:NAME"
+        )
+        require(timm or not self.pretrained, "pretrained, model", f"there are no published weights for {self.model}")
+        if not timm:
+            size, patch = self.input_size, self.patch_size
+            require(size % patch == 0, "input_size, patch_size", f"patches of {patch} pixels do not tile {size}")
+        if self.dytox or not timm:
+            dim, heads, last, depth = self.embed_dim, self.num_heads, self.local_up_to_layer, self.depth
+            require(dim % heads == 0, "embed_dim, num_heads", f"{heads} heads do not divide {dim} dimensions")
+            require(last <= depth, "local_up_to_layer, depth", f"{last} local blocks do not fit in {depth}")
+        if self.dytox:
+            reason = f"dytox needs at least one SAB and one TAB, not {last} local blocks of {depth}"
+            require(0 < last < depth, "local_up_to_layer, depth", reason)
+            reason = "dytox needs class_attention: its token decoder is class attention"
+            require(self.class_attention, "dytox, class_attention", reason)
+        else:
+            require(self.ind_clf == "", "ind_clf, dytox", f"{self.ind_clf} needs dytox; without it use ind_clf: ''")
+        own_blocks = self.dytox or self.model == "convit"
+        require(own_blocks or self.norm == "layer", "norm, model", f"{self.norm} needs convit or dytox")
+
+
+@dataclass(frozen=True)
+class Data(Section):
+    """data and scenario"""
+
+    data_set: str = option("digits", "digits, cifar100, imagenet100, imagenet1000, or another that datasets.py knows")
+    data_path: str = option("./data", "folder of the data sets")
+    initial_increment: int = option(50, "classes of the first task; 0: as many as increment", NOT_NEGATIVE)
+    increment: int | tuple[int, ...] = option(
+        10, "classes of each later task: one number, or a list with the size of every later task", COUNT
+    )
+    class_order: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = option(
+        None, "labels in the order in which they arrive; a list of such lists (in YAML): one run each"
+    )
+    validation: float = option(0.0, "share of the training images that replaces the test images", BELOW_ONE)
+    num_workers: int = option(10, "data loading workers of each process", NOT_NEGATIVE)
+    pin_mem: bool = option(True, "page-locked memory for batches, which is faster to copy to a GPU")
+    skip_corrupt: bool = option(False, "scan all images first, leave out and count the unreadable ones; off: stop")
+
+    def class_orders(self) -> tuple[tuple[int, ...] | None, ...]:
+        """One class order per run; None stands for the natural order."""
+        nested = self.class_order is not None and not isinstance(self.class_order[0], int)
+        return self.class_order if nested else (self.class_order,)
+
+    def check(self) -> None:
+        require(SAFE_NAME.fullmatch(self.data_set) is not None, "data_set", f"{_shown(self.data_set)} is not a name")
+        require(self.class_order != (), "class_order", "an empty list; leave it out for the natural order")
+        for number, order in enumerate(self.class_orders(), start=1):
+            here = f" in order {number}" if len(self.class_orders()) > 1 else ""
+            require(order != (), "class_order", f"an empty list{here}")
+            negative = sorted({label for label in order or () if label < 0})
+            require(not negative, "class_order", f"labels below 0{here}: {_some(negative)}")
+            twice = sorted(label for label, times in Counter(order or ()).items() if times > 1)
+            require(not twice, "class_order", f"labels named more than once{here}: {_some(twice)}")
+
+
+@dataclass(frozen=True)
+class Optimisation(Section):
+    """optimisation"""
+
+    batch_size: int = option(128, "images per replica in a step", COUNT)
+    incremental_batch_size: int | None = option(None, "the same from the second task on", COUNT)
+    replicas: int | None = option(
+        None, "data-parallel width of the recipe, whatever runs it; default: the number of processes", COUNT
+    )
+    replicas_at_once: int = option(
+        1, "replicas that a process takes through the model in one batch; more is faster and takes more memory", COUNT
+    )
+    epochs: int = option(500, "epochs of each task after the first", COUNT)
+    base_epochs: int = option(500, "epochs of the first task", COUNT)
+    no_amp: bool = option(False, "float32 throughout; off: automatic mixed precision")
+    opt: str = option("adamw", "optimizer, by timm's name", choices=OPTIMIZERS)
+    opt_eps: float | None = option(1e-8, "epsilon of the optimizer; none: its own", POSITIVE)
+    opt_betas: tuple[float, ...] | None = option(None, "two betas of the optimizer; none: its own", BELOW_ONE)
+    clip_grad: float | None = option(None, "largest norm of the gradient; none: no limit", POSITIVE)
+    momentum: float = option(0.9, "momentum of sgd, nesterov and momentum", BELOW_ONE)
+    weight_decay: float = option(0.05, "weight decay; on tensors of two or more dimensions only", NOT_NEGATIVE)
+    lr: float = option(5e-4, "learning rate; multiplied by batch_size * replicas / 512", POSITIVE)
+    incremental_lr: float | None = option(None, "the same from the second task on", POSITIVE)
+    sched: str = option("cosine", "schedule, by timm's name", choices=("cosine", "tanh", "step", "poly", "plateau"))
+    lr_noise: tuple[float, ...] | None = option(
+        None, "noise on the rate: from this share of the epochs on, or between these two", PROBABILITY
+    )
+    lr_noise_pct: float = option(0.67, "largest noise, as a share of the rate", POSITIVE)
+    lr_noise_std: float = option(1.0, "standard deviation of the noise", POSITIVE)
+    warmup_lr: float = option(1e-6, "rate at the start of the warm-up; not scaled", NOT_NEGATIVE)
+    incremental_warmup_lr: float | None = option(None, "the same from the second task on", NOT_NEGATIVE)
+    warmup_epochs: int = option(5, "epochs of linear warm-up", NOT_NEGATIVE)
+    min_lr: float = option(1e-5, "rate at the end of the schedule; not scaled", NOT_NEGATIVE)
+    decay_epochs: float = option(30.0, "epochs between two decays (step)", POSITIVE)
+    decay_rate: float = option(0.1, "factor of a decay (step, plateau), or power (poly)", POSITIVE)
+    patience_epochs: int = option(10, "epochs without a lower loss before a decay (plateau)", NOT_NEGATIVE)
+    cooldown_epochs: int = option(
+        10, "", refused="no effect: a task trains its epochs and no more; use epochs and min_lr"
+    )
+
+    def check(self) -> None:
+        width = self.replicas or 1
+        reason = f"{self.replicas_at_once} at once, of {width}"
+        require(self.replicas_at_once <= width, "replicas_at_once, replicas", reason)
+        require(self.opt_betas is None or len(self.opt_betas) == 2, "opt_betas", "takes two numbers")
+        adam_like = self.opt not in ("sgd", "momentum", "nesterov")
+        require(self.opt_betas is None or adam_like, "opt_betas, opt", f"{self.opt} has no betas; see momentum")
+        require(self.lr_noise is None or len(self.lr_noise) in (1, 2), "lr_noise", "takes one or two numbers")
+        rising = self.lr_noise is None or list(self.lr_noise) == sorted(self.lr_noise)
+        require(rising, "lr_noise", "the second number is below the first")
+
+
+@dataclass(frozen=True)
+class Augmentation(Section):
+    """augmentation"""
+
+    hflip: float = option(0.5, "probability of a horizontal flip", PROBABILITY)
+    aa: str | None = option("rand-m9-mstd0.5-inc1", "RandAugment policy, as timm writes it; none: colour jitter")
+    color_jitter: float = option(0.4, "strength of the colour jitter, where aa is none", NOT_NEGATIVE)
+    train_interpolation: str = option(
+        "bicubic", "interpolation of random resized crops", choices=("bicubic", "bilinear", "random")
+    )
+    repeated_aug: bool = option(True, "repeated augmentation: three variants of each image that an epoch takes")
+    reprob: float = option(0.25, "probability of random erasing", PROBABILITY)
+    remode: str = option(
+        "pixel", "erased places hold zeros, one random colour, or one per pixel", choices=("const", "rand", "pixel")
+    )
+    recount: int = option(1, "places erased in an image, at most", COUNT)
+    resplit: bool = option(False, "", refused="not available; there are no augmentation splits; use reprob")
+    mixup: float = option(0.8, "alpha of mixup; 0: none", NOT_NEGATIVE)
+    cutmix: float = option(1.0, "alpha of cutmix; 0: none", NOT_NEGATIVE)
+    cutmix_minmax: tuple[float, ...] | None = option(
+        None, "smallest and largest side of the cutmix box, as shares of the image's; none: drawn by alpha", PROBABILITY
+    )
+    mixup_prob: float = option(1.0, "probability that a batch is mixed", PROBABILITY)
+    mixup_switch_prob: float = option(0.5, "probability of cutmix where both are on", PROBABILITY)
+    mixup_mode: str = option("batch", "one mixture per batch, per pair or per image", choices=("batch", "pair", "elem"))
+
+    def check(self) -> None:
+        require(self.aa is None or self.aa.startswith("rand"), "aa", f"{_shown(self.aa)} is not rand-…, nor none")
+        box = self.cutmix_minmax
+        reason = "takes two numbers, the smaller first"
+        require(box is None or (len(box) == 2 and box[0] <= box[1]), "cutmix_minmax", reason)
+
+
+@dataclass(frozen=True)
+class Losses(Section):
+    """losses"""
+
+    bce_loss: bool = option(False, "binary cross entropy on each class; off: cross entropy")
+    smoothing: float = option(0.1, "label smoothing (cross entropy, mixup and cutmix)", BELOW_ONE)
+    head_div: float = option(0.0, "weight of the divergence loss: new classes against all old ones", NOT_NEGATIVE)
+    head_div_mode: tuple[str, ...] = option(
+        ("tr", "ft"), "phases of that loss: training, finetuning, or both", choices=PHASES
+    )
+    auto_kd: bool = option(False, "weigh distillation by the share of old classes, classification by that of new ones")
+    kd: float = option(0.0, "weight of the distillation instead; 0: none", NOT_NEGATIVE)
+    distillation_tau: float = option(1.0, "temperature of the distillation", POSITIVE)
+    pod: float | None = option(
+        None, "weight of PODNet's loss on the outputs of the blocks; none: without", NOT_NEGATIVE
+    )
+    pod_scales: tuple[int, ...] = option((1,), "scales of that loss: cells per side of the map", COUNT)
+    pod_scaling: bool = option(False, "scale it by the root of new classes / classes seen")
+    weight_align: bool = option(
+        False, "WA: after each task, scale the new classes' weights to the mean norm of the old ones'"
+    )
+
+    def check(self) -> None:
+        require(not (self.kd and self.auto_kd), "kd, auto_kd", "one weight or the other; set kd: 0 or auto_kd: false")
+        require(self.pod_scales != (), "pod_scales", "an empty list")
+
+
+@dataclass(frozen=True)
+class Rehearsal(Section):
+    """rehearsal"""
+
+    memory_size: int = option(2000, "exemplars in all, whatever the number of processes", NOT_NEGATIVE)
+    fixed_memory: bool = option(False, "share the memory among all classes from the start; off: among those seen")
+    rehearsal: str = option(
+        "random",
+        "exemplars: random, closest to or furthest from the class mean, or herded; by the newest embedding or all",
+        choices=REHEARSALS,
+    )
+    rehearsal_test_trsf: bool | None = option(
+        None, "choose exemplars on unaugmented images; default: yes for a global memory, no for a distributed one"
+    )
+    rehearsal_modes: int = option(
+        1, "choose so many times, memory_size / N each, on differently augmented images", COUNT
+    )
+    distributed_memory: bool = option(False, "each replica chooses its own memory_size / replicas")
+    global_memory: bool = option(True, "one memory for all replicas: the opposite of distributed_memory")
+    oversample_memory: int = option(1, "how often an exemplar stands in the training set", COUNT)
+    oversample_memory_ft: int = option(1, "how often an exemplar stands in the finetuning set", COUNT)
+    sep_memory: bool = option(False, "keep the memory out of the training set")
+    replay_memory: int = option(
+        0, "with sep_memory: steps on a batch of the memory after each training step", NOT_NEGATIVE
+    )
+    only_ft: bool = option(False, "from the second task on, train on the memory alone")
+    nme: bool = option(False, "iCaRL: classify by the nearest mean of exemplars, not by the classifier")
+
+    def check(self) -> None:
+        reason = "one is the opposite of the other; set only one"
+        require(self.distributed_memory != self.global_memory, "distributed_memory, global_memory", reason)
+        if self.rehearsal_modes > 1:
+            reason = "each replica of a distributed memory chooses already; set one of them"
+            require(not self.distributed_memory, "rehearsal_modes, distributed_memory", reason)
+            reason = "on unaugmented images every choice would be the same; set rehearsal_test_trsf: false"
+            require(self.rehearsal_test_trsf is False, "rehearsal_modes, rehearsal_test_trsf", reason)
+        require(not (self.only_ft and self.sep_memory), "only_ft, sep_memory", "would leave no image to train on")
+        require(
+            self.sep_memory or not self.replay_memory, "replay_memory, sep_memory", "replay_memory needs sep_memory"
+        )
+        for key in ("sep_memory", "only_ft", "nme"):
+            reason = f"{key} needs a memory; memory_size is 0"
+            require(self.memory_size > 0 or not getattr(self, key), f"{key}, memory_size", reason)
+
+
+@dataclass(frozen=True)
+class Finetuning(Section):
+    """finetuning and freezing"""
+
+    finetuning: str = option(
+        "", "after each task: nothing, or finetuning on the balanced memory", choices=("", "balanced")
+    )
+    finetuning_epochs: int = option(30, "epochs of finetuning", COUNT)
+    finetuning_lr: float = option(5e-5, "constant rate of finetuning; scaled as lr is", POSITIVE)
+    finetuning_teacher: bool = option(False, "keep distilling while finetuning")
+    finetuning_resetclf: bool = option(False, "finetune from fresh classifiers")
+    ft_no_sampling: bool = option(False, "batches in memory order, unshuffled; each replica sees all of its memory")
+    freeze_task: tuple[str, ...] = option((), "parts frozen while training, from the second task on", choices=PARTS)
+    freeze_ft: tuple[str, ...] = option((), "parts frozen while finetuning", choices=PARTS)
+    freeze_eval: bool = option(False, "frozen parts also leave train mode (no dropout, no stochastic depth)")
+
+    def check(self) -> None:
+        for key in ("finetuning_teacher", "finetuning_resetclf"):
+            reason = f"{key} needs finetuning: balanced"
+            require(bool(self.finetuning) or not getattr(self, key), f"{key}, finetuning", reason)
+        frozen = bool(self.freeze_task or self.freeze_ft)
+        require(frozen or not self.freeze_eval, "freeze_eval, freeze_task, freeze_ft", "there are no frozen parts")
+
+
+@dataclass(frozen=True)
+class Sam(Section):
+    """sharpness-aware minimisation (DyTox++)"""
+
+    sam_rho: float = option(0.0, "radius of SAM's perturbation; 0: no SAM", NOT_NEGATIVE)
+    sam_final: float | None = option(None, "radius at the last task, linear over tasks; none: constant", NOT_NEGATIVE)
+    sam_adaptive: bool = option(False, "scale the perturbation of each weight by its size (ASAM)")
+    sam_skip_first: bool = option(False, "no SAM in the first task")
+    sam_mode: tuple[str, ...] = option(("tr", "ft"), "SAM in training, in finetuning, or both", choices=PHASES)
+    sam_first: str = option("main", "batch of the perturbation", choices=("main", "memory"))
+    sam_second: str = option("main", "batch of the gradient at the perturbed point", choices=("main", "memory"))
+    sam_div: str = option("", "", refused="not available; its meaning was not published; see sam_mode, head_div_mode")
+    look_sam_k: int = option(0, "LookSAM: a full SAM step every k steps; 0: in every step", NOT_NEGATIVE)
+    look_sam_alpha: float = option(0.7, "LookSAM: weight of SAM's gradient in the steps between", NOT_NEGATIVE)
+
+    def check(self) -> None:
+        for key in ("sam_final", "look_sam_k"):
+            require(self.sam_rho > 0 or not getattr(self, key), f"{key}, sam_rho", f"{key} needs sam_rho above 0")
+
+
+@dataclass(frozen=True)
+class Run(Section):
+    """run"""
+
+    name: str = option("", "name of the run, for its folders: letters, digits, . _ - +")
+    options: tuple[str, ...] = option((), "YAML files of options; later ones win, and the command line wins over all")
+    output_basedir: str = option("./checkpoints", "folder of the checkpoints of all runs")
+    log_path: str = option("logs", "folder of the logs of all runs")
+    log_category: str = option("misc", "subfolder of log_path, such as 10-10")
+    device: str = option("auto", "auto (cuda if there is one, else cpu), cpu, cuda, cuda:N, mps or xpu")
+    seed: int = option(0, "seed of every random draw", NOT_NEGATIVE)
+    seeds: tuple[int, ...] = option((), "one run per seed; results as mean and standard deviation", NOT_NEGATIVE)
+    resume: str = option("", "folder of checkpoints to continue from, exactly; its stored options come below --options")
+    resume_anyway: bool = option(False, "resume although the options differ from the stored ones")
+    start_task: int = option(0, "with resume: index of the first task to train", NOT_NEGATIVE)
+    max_task: int | None = option(None, "stop after so many tasks", COUNT)
+    save_every_epoch: int | None = option(None, "epochs between checkpoints; none: see save_every_minutes", COUNT)
+    save_every_minutes: float = option(5.0, "minutes between checkpoints", POSITIVE)
+    keep_checkpoints: int = option(2, "checkpoints of an unfinished task that are kept", COUNT)
+    keep_task_checkpoints: bool = option(True, "keep the checkpoint at the end of every task")
+    eval: bool = option(False, "with resume: evaluate only")
+    eval_every: int | None = option(50, "epochs between evaluations; none: after each task only", COUNT)
+    dist_eval: bool = option(False, "share the evaluation among the processes")
+    retrain_scratch: bool = option(False, "at each task, train a new model on all images of the classes seen")
+    debug: bool = option(False, "one batch per epoch, to try a setting out")
+
+    def check(self) -> None:
+        for key in ("name", "log_category"):
+            value = getattr(self, key)
+            reason = (
+                f"{_shown(value)} is not a safe name: letters, digits, . _ - + only, no dot at the start, 128 at most"
+            )
+            require(SAFE_NAME.fullmatch(value) is not None or (key == "name" and value == ""), key, reason)
+        reason = f"{_shown(self.device)} is not auto, cpu, cuda, cuda:N, mps or xpu"
+        require(DEVICE.fullmatch(self.device) is not None, "device", reason)
+        require(len(set(self.seeds)) == len(self.seeds), "seeds", f"a seed stands twice in {list(self.seeds)}")
+        for key in ("start_task", "eval", "resume_anyway"):
+            require(bool(self.resume) or not getattr(self, key), f"{key}, resume", f"{key} needs resume: DIR")
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of a run, in sections."""
+
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    optim: Optimisation = field(default_factory=Optimisation)
+    augment: Augmentation = field(default_factory=Augmentation)
+    loss: Losses = field(default_factory=Losses)
+    rehearsal: Rehearsal = field(default_factory=Rehearsal)
+    finetune: Finetuning = field(default_factory=Finetuning)
+    sam: Sam = field(default_factory=Sam)
+    run: Run = field(default_factory=Run)
+
+    def check(self) -> None:
+        """Raise a Conflict if options do not go together, inside a section or across sections."""
+        for section in SECTIONS:
+            getattr(self, section).check()
+        model, loss, memory = self.model, self.loss, self.rehearsal.memory_size
+        if model.dytox:
+            reason = "its task classifiers are not the one linear layer that it aligns; it needs dytox: false"
+            require(not loss.weight_align, "weight_align, dytox", reason)
+            require(not self.rehearsal.nme, "nme, dytox", "dytox classifies by its classifiers; nme needs dytox: false")
+        else:
+            require(not loss.head_div, "head_div, dytox", "the divergence head reads a task token; it needs dytox")
+            for key in ("freeze_task", "freeze_ft"):
+                tokens = {"tab", "task_tokens", "old_task_tokens", "head_div"}.intersection(getattr(self.finetune, key))
+                require(not tokens, f"{key}, dytox", f"without dytox there is no {_some(sorted(tokens))}")
+        maps = model.model in ("convit", "vit")
+        require(maps or not loss.pod, "pod, model", f"pod needs the blocks of convit or vit, not {model.model}")
+        reason = "nme leaves the classifier aside, weight_align changes nothing else; set one of them"
+        require(not (loss.weight_align and self.rehearsal.nme), "weight_align, nme", reason)
+        reason = "finetuning is on the memory; memory_size is 0"
+        require(memory > 0 or not self.finetune.finetuning, "finetuning, memory_size", reason)
+        for key in ("sam_first", "sam_second"):
+            reason = f"{key}: memory needs a memory; memory_size is 0"
+            require(memory > 0 or getattr(self.sam, key) == "main", f"{key}, memory_size", reason)
+
+
+SECTIONS: dict[str, type[Section]] = {f.name: f.type for f in fields(Options)}
+FIELDS: dict[str, dataclasses.Field] = {f.name: f for section in SECTIONS.values() for f in fields(section)}
+OPPOSITES = {"distributed_memory": "global_memory", "global_memory": "distributed_memory"}
+
+PER_CALL = frozenset({"options", "resume", "resume_anyway", "start_task", "eval"})  # of one call, not of the experiment
+MAY_DIFFER = PER_CALL | {
+    *("num_workers", "pin_mem", "data_path", "device", "replicas_at_once", "max_task"),
+    *("name", "output_basedir", "log_path", "log_category", "eval_every", "dist_eval"),
+    *("save_every_epoch", "save_every_minutes", "keep_checkpoints", "keep_task_checkpoints"),
+}  # what a resumed run may change without becoming another experiment
+
+COMMAND_LINE = "command line"
+STORED = "options.yaml"  # of a folder to resume from
+
+Entry = tuple[str, Any, str]  # key, value as written, and where it stands
+Layer = dict[str, tuple[Any, str]]  # key -> value of its type, and where it stands
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The options of a command line (the program's name left out). Raises OptionsError; `--help` prints and exits."""
+    command = _layer(_read_command_line(argv))
+    paths, _ = command.get("options", ((), ""))
+    given = [*(_layer(_read_yaml(path)) for path in paths), command]
+    resume, where = {key: value for layer in given for key, value in layer.items()}.get("resume", ("", ""))
+    stored = []
+    if resume:
+        if not Path(resume).is_dir():
+            raise OptionsError(f"{where}: resume: no such folder: {resume}")
+        if (path := Path(resume, STORED)).exists():
+            stored = [_layer(_read_yaml(path))]
+    return _build(*stored, *given)
+
+
+def parse_or_exit(argv: Sequence[str] | None = None) -> Options:
+    """`parse` for a program: what is wrong goes to standard error, once for all processes, and the exit code is 2."""
+    try:
+        return parse(sys.argv[1:] if argv is None else argv)
+    except OptionsError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def flat(options: Options) -> dict[str, Any]:
+    """Every key with its value, without the sections; lists are tuples."""
+    return {f.name: getattr(getattr(options, name), f.name) for name, cls in SECTIONS.items() for f in fields(cls)}
+
+
+def replace(options: Options, **changes: Any) -> Options:
+    """The same options but for `changes`, flat and checked as any other. Raises OptionsError."""
+    entries = [(key, value, "changed options") for key, value in changes.items()]
+    return _build({key: (value, "") for key, value in flat(options).items()}, _layer(entries))
+
+
+def difference(a: Options, b: Options) -> list[str]:
+    """The keys whose values differ, in the order of the sections."""
+    other = flat(b)
+    return [key for key, value in flat(a).items() if value != other[key]]
+
+
+def to_yaml(options: Options) -> str:
+    """YAML that repeats the run when given to `--options`; what belongs to one call (resume, …) is left out."""
+    values = flat(options)
+    parts = []
+    for section in SECTIONS.values():
+        kept = {f.name: values[f.name] for f in fields(section) if f.name not in PER_CALL}
+        text = yaml.dump(kept, Dumper=_Dumper, sort_keys=False, width=120)
+        parts.append(f"# {section.__doc__}\n{text}")
+    return "\n".join(parts)
+
+
+def dump(options: Options, path: str | os.PathLike) -> None:
+    """Write `to_yaml` to a file, which then holds all of it or what it held before. Raises OSError."""
+    unfinished = Path(f"{path}.tmp")
+    unfinished.write_text(to_yaml(options), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _build(*layers: Layer) -> Options:
+    """Options from layers, later ones winning; where options do not go together, the error names where they stand."""
+    given = {key: entry for layer in layers for key, entry in layer.items()}
+    sections = {
+        name: section(**{f.name: given[f.name][0] for f in fields(section) if f.name in given})
+        for name, section in SECTIONS.items()
+    }
+    options = Options(**sections)
+    try:
+        options.check()
+    except Conflict as conflict:
+        places = dict.fromkeys(given[key][1] for key in conflict.keys if key in given and given[key][1])
+        raise OptionsError(f"{' and '.join(places) or 'defaults'}: {conflict}") from None
+    return options
+
+
+def _layer(entries: Iterable[Entry]) -> Layer:
+    """Type and check the entries of one source. Raises OptionsError at the first that is unknown, repeated or wrong."""
+    layer: Layer = {}
+    for written, value, where in entries:
+        key = written.replace("-", "_")
+        if key not in FIELDS:
+            raise _unknown(written, where)
+        if key in layer:
+            raise OptionsError(f"{where}: {key}: set twice; first at {layer[key][1]}")
+        layer[key] = _checked(key, value, where), where
+    implied = {OPPOSITES[key]: (not layer[key][0], layer[key][1]) for key in OPPOSITES if key in layer}
+    return implied | layer  # two equal opposites are left for Rehearsal to refuse
+
+
+def _checked(key: str, value: Any, where: str) -> Any:
+    """The value in the type of option `key`. Raises OptionsError on another type, no choice, or out of range."""
+    kind, rules = FIELDS[key].type, FIELDS[key].metadata
+    try:
+        result = _typed(kind, value)
+    except ValueError:
+        raise OptionsError(f"{where}: {key}: expects {_in_words(kind)}, not {_shown(value)}") from None
+    for item in result if isinstance(result, tuple) else (result,):
+        if rules["choices"] and item not in rules["choices"]:
+            choices = ", ".join(choice or "''" for choice in rules["choices"])
+            nearest = _nearest(item, filter(None, rules["choices"]))
+            raise OptionsError(f"{where}: {key}: {_shown(item)} is not one of {choices}; the nearest is {nearest}")
+        if rules["within"] and isinstance(item, int | float) and not rules["within"][1](item):
+            raise OptionsError(f"{where}: {key}: must be {rules['within'][0]}, not {item}")
+    if rules["refused"] and result != FIELDS[key].default:
+        raise OptionsError(f"{where}: {key}: {rules['refused']}")
+    return result
+
+
+# --- types: what is written, as text or already as a value, to what an option holds ---
+
+
+class _Quoted(str):
+    """Text between quotes in YAML: never a number, a truth value or none."""
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """`value` as `kind`, an annotation of a section; a bare item stands for a list of one. Raises ValueError."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    for attempt in (value,) if isinstance(value, list | tuple) else (value, [value]):
+        for kind in sorted(kinds, key=lambda kind: kind is not NoneType):  # the word none is none before it is text
+            try:
+                return _typed_as(kind, attempt)
+            except (ValueError, OverflowError):
+                continue
+    raise ValueError(value)
+
+
+def _typed_as(kind: Any, value: Any) -> Any:
+    word = value.lower() if isinstance(value, str) and not isinstance(value, _Quoted) else None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is NoneType and (value is None or word in ("none", "null")):
+        return None
+    if kind is bool and (isinstance(value, bool) or word in _TRUTH):
+        return _TRUTH.get(word, value)
+    if kind is int and (_INTEGER.fullmatch(word) if word else number and isinstance(value, int)):
+        return int(value)
+    if kind is float and (word or number) and math.isfinite(float(value)):
+        return float(value)
+    if kind is str and isinstance(value, str):
+        return str(value)
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed_as(get_args(kind)[0], item) for item in value)
+    raise ValueError(value)
+
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_WORDS = {
+    bool: ("true or false", "truth values"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+    NoneType: ("none", ""),
+}
+
+
+def _in_words(kind: Any, *, several: bool = False) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(_in_words(k) for k in get_args(kind))
+    if get_origin(kind) is tuple:
+        return ("lists" if several else "a list") + " of " + _in_words(get_args(kind)[0], several=True)
+    return _WORDS[kind][several]
+
+
+# --- words of an error: short, and on one line ---
+
+
+def _shown(value: Any) -> str:
+    """A value from outside, at a bounded length and without line breaks."""
+    text = reprlib.repr(str(value) if isinstance(value, str) else value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _line(error: object) -> str:
+    """The message of a library on one line, at a bounded length."""
+    return " ".join(str(error).split())[:200]
+
+
+def _some(values: Sequence[Any], most: int = 10) -> str:
+    return ", ".join(map(str, values[:most])) + (f" and {len(values) - most} more" if len(values) > most else "")
+
+
+def _unknown(key: str, where: str) -> OptionsError:
+    nearest = _nearest(key.replace("-", "_"), FIELDS)
+    return OptionsError(f"{where}: {_shown(key)}: no such option; the nearest is {nearest}")
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    return difflib.get_close_matches(word[:200], list(words), n=1, cutoff=0.0)[0]
+
+
+# --- YAML ---
+
+
+class _Loader(yaml.SafeLoader):
+    """Text, lists, mappings and null, nothing else; what a text means is for the type of the option to say."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML looks for it here)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {  # noqa: RUF012  (None stands for all other tags, and refuses them)
+        tag: constructor
+        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "seq", "map")
+    }
+
+    def construct_text(self, node: yaml.Node) -> str:
+        text = self.construct_scalar(node)
+        return text if node.style is None else _Quoted(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """A key per line, and lists on one."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_tuple(self, data: tuple) -> yaml.Node:
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+
+
+_Dumper.add_representer(tuple, _Dumper.represent_tuple)
+
+
+def _read_yaml(path: str | Path) -> list[Entry]:
+    """The entries of a YAML file. Raises OptionsError naming the file, and the line where there is one."""
+    try:
+        loader = _Loader(Path(path).read_bytes())
+        node = loader.get_single_node()
+        if node is None:
+            raise OptionsError(f"{path}: the file is empty")
+        if not isinstance(node, yaml.MappingNode):
+            raise OptionsError(f"{path}: holds no `key: value` lines")
+        entries = []
+        for key, value in node.value:
+            where = f"{path}, line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise OptionsError(f"{where}: a key is one word, not a list or mapping")
+            if key.value == "options":
+                raise OptionsError(f"{where}: options: a file does not name other files; name them all after --options")
+            entries.append((key.value, loader.construct_object(value, deep=True), where))
+        return entries
+    except FileNotFoundError:
+        raise OptionsError(f"{path}: no such file{_neighbour(Path(path))}") from None
+    except OSError as error:
+        raise OptionsError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise OptionsError(f"{path}, line {mark.line + 1 if mark else 1}: {_line(error.problem)}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise OptionsError(f"{path}: no readable YAML: {_line(error)}") from None
+
+
+def _neighbour(path: Path) -> str:
+    """The nearest name beside a missing file, to put after an error message."""
+    beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    return f"; the nearest is {path.parent / _nearest(path.name, beside)}" if beside else ""
+
+
+# --- command line ---
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        """One line in place of the usage of all options."""
+        flags, _, reason = message.removeprefix("argument ").partition(": ")
+        key = re.split("[,/]", flags)[0].lstrip("-").replace("-", "_")
+        raise OptionsError(f"{COMMAND_LINE}: {key}: {_line(reason)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="main.py",
+        usage="main.py [--options FILE ...] [--key value ...]",
+        description=__doc__.split("\n\n")[1].replace("`", ""),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for section in SECTIONS.values():
+        group = parser.add_argument_group(section.__doc__)
+        for f in fields(section):
+            _add_argument(group, f)
+    return parser
+
+
+def _add_argument(group: argparse._ArgumentGroup, f: dataclasses.Field) -> None:
+    flag = f"--{f.name.replace('_', '-')}"
+    choices = f" ({', '.join(filter(None, f.metadata['choices']))})" if f.metadata["choices"] else ""
+    text = f"{f.metadata['help'] or f.metadata['refused']}{choices} [{_default(f.default)}]".replace("%", "%%")
+    kinds = get_args(f.type) if isinstance(f.type, UnionType) else (f.type,)
+    if f.name == "no_amp":
+        group.add_argument(flag, action="store_true", dest=f.name, help=text)
+        group.add_argument("--amp", action="store_false", dest=f.name, help="the opposite")
+    elif bool in kinds:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, dest=f.name, help=text)
+    else:
+        several = any(get_origin(kind) is tuple for kind in kinds)
+        metavar = "FILE" if f.name == "options" else {int: "N", float: "X", str: "TEXT"}.get(kinds[0], "VALUE")
+        group.add_argument(flag, nargs="*" if several else None, dest=f.name, metavar=metavar, help=text)
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "empty"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value) or "''"
+
+
+def _read_command_line(argv: Sequence[str]) -> list[Entry]:
+    """The entries of a command line; dashes and underscores are the same. Raises OptionsError."""
+
+    def dashes(word: str) -> str:
+        name, equals, value = word.partition("=")
+        return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+    known, unknown = _parser().parse_known_args([dashes(word) for word in argv])
+    if unknown and not unknown[0].startswith("-"):
+        raise OptionsError(f"{COMMAND_LINE}: {_shown(unknown[0])} belongs to no option; an option begins with --")
+    if unknown:
+        raise _unknown(unknown[0].partition("=")[0].lstrip("-"), COMMAND_LINE)
+    return [
+        (key, value[0] if isinstance(value, list) and len(value) == 1 else value, COMMAND_LINE)
+        for key, value in vars(known).items()
+    ]

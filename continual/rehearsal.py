@@ -1,0 +1,110 @@
+"""The memory of exemplars and the rules that choose them: arrays in, indices out. Nothing here knows a model or a process."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from continual.errors import OptionsError
+
+
+def _by_distance(features: np.ndarray) -> np.ndarray:
+    """Indices of one class's features (n, D), the closest to their mean first. (n,)"""
+    return np.linalg.norm(features - features.mean(axis=0), axis=1).argsort(kind="stable")
+
+
+def closest(features: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """The k closest to the class mean, the closest first."""
+    return _by_distance(features)[:k]
+
+
+def furthest(features: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """The k furthest from the class mean, the furthest first."""
+    return _by_distance(features)[::-1][:k]
+
+
+def random(features: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """k drawn without replacement."""
+    return rng.permutation(len(features))[:k]
+
+
+def icarl(features: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Herding (Welling 2009; iCaRL, Rebuffi et al., CVPR 2017), the most important first.
+
+    Greedy on L2-normalised features: each pick is the one most in line with what the sum of the picks still lacks of the
+    class mean. As in iCaRL's released code a pick may come up again: it then counts towards the sum, but takes no place.
+    """
+    features = features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-8)
+    mean = features.mean(axis=0)
+    k = min(k, len(features))
+    lacking, chosen = mean.copy(), []
+    for _ in range(10 * len(features) + 1000):  # picks that come up again need an end: equal images would never stop
+        if len(chosen) == k:
+            break
+        best = int((features @ lacking).argmax())
+        if best not in chosen:
+            chosen.append(best)
+        lacking += mean - features[best]
+    chosen += [int(i) for i in _by_distance(features) if i not in chosen]
+    return np.array(chosen[:k], dtype=int)
+
+
+RULES = {"random": random, "closest": closest, "furthest": furthest, "icarl": icarl}
+
+
+@dataclass
+class Memory:
+    """Exemplars, in order of importance within a class, classes in order of arrival.
+
+    memory_size: exemplars in total, over all classes and replicas.
+    nb_classes: classes that share the memory; None = the classes seen so far (it changes with every task).
+    nb_replicas: memories kept apart, each of memory_size / nb_replicas; 1 = one memory for all.
+    x, y, t: the exemplars, as in `datasets.Samples`; replica (n,): the memory each belongs to.
+    """
+
+    memory_size: int
+    nb_classes: int | None = None
+    nb_replicas: int = 1
+    x: np.ndarray | None = None
+    y: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    t: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    replica: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def quota(self, nb_seen: int) -> int:
+        """Exemplars of one class in one replica's memory, once `nb_seen` classes are known."""
+        return self.memory_size // self.nb_replicas // (self.nb_classes or nb_seen)
+
+    def check(self, nb_classes: int) -> None:
+        """Raise OptionsError if some class would go without an exemplar."""
+        needed = nb_classes * self.nb_replicas
+        if 0 < self.memory_size < needed:
+            per_replica = f" and {self.nb_replicas} replicas with a memory each" if self.nb_replicas > 1 else ""
+            raise OptionsError(
+                f"memory_size: {self.memory_size} is too small for {nb_classes} classes{per_replica}: "
+                f"at least {needed}, or 0 for no memory"
+            )
+
+    def cut(self, quota: int) -> None:
+        """Keep the first `quota` exemplars of each class and replica."""
+        kept = [np.flatnonzero((self.y == c) & (self.replica == r))[:quota] for r, c in self._groups()]
+        self._keep(np.concatenate(kept) if kept else np.zeros(0, dtype=int))
+
+    def add(self, x: np.ndarray, y: np.ndarray, t: np.ndarray, replica: int = 0) -> None:
+        """Put exemplars of new classes, the most important of each class first, behind those of `replica`."""
+        self.x = x if self.x is None else np.concatenate([self.x, x])
+        self.y, self.t = np.concatenate([self.y, y]), np.concatenate([self.t, t])
+        self.replica = np.concatenate([self.replica, np.full(len(y), replica, dtype=np.int64)])
+        self._keep(np.argsort(self.replica, kind="stable"))
+
+    def view(self, replica: int) -> np.ndarray:
+        """Indices of the exemplars that a replica sees, in memory order."""
+        return np.flatnonzero(self.replica == replica % self.nb_replicas)
+
+    def _groups(self) -> list[tuple[int, int]]:
+        return list(dict.fromkeys(zip(self.replica.tolist(), self.y.tolist(), strict=True)))
+
+    def _keep(self, indices: np.ndarray) -> None:
+        self.x = None if self.x is None else self.x[indices]
+        self.y, self.t, self.replica = self.y[indices], self.t[indices], self.replica[indices]

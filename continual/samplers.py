@@ -1,0 +1,94 @@
+"""Which image goes where: an epoch's indices for every replica, as arrays, and the batches made from them.
+
+A replica is one lane of data parallelism in the recipe, whatever process carries it. All functions return an int array
+(nb_replicas, length): row r is what replica r sees, in order.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+REPEATS = 3  # repeated augmentation: copies of an image in a row (Hoffer et al., CVPR 2020; DeiT)
+
+
+def _permutation(nb_samples: int, epoch: int) -> np.ndarray:
+    return torch.randperm(nb_samples, generator=torch.Generator().manual_seed(epoch)).numpy()
+
+
+def repeated_augmentation(nb_samples: int, nb_replicas: int, epoch: int) -> np.ndarray:
+    """Each index three times in a row, dealt out to the replicas in turn, and cut to about one epoch's length.
+
+    The length is (nb_samples // 256 * 256) / nb_replicas, or nb_samples / nb_replicas below 256 samples; at least 1.
+    """
+    indices = np.repeat(_permutation(nb_samples, epoch), REPEATS)
+    dealt = np.resize(indices, -(-len(indices) // nb_replicas) * nb_replicas).reshape(-1, nb_replicas).T
+    kept = nb_samples // 256 * 256 if nb_samples >= 256 else nb_samples
+    return dealt[:, : max(1, kept // nb_replicas)]
+
+
+def shuffled(nb_samples: int, nb_replicas: int, epoch: int) -> np.ndarray:
+    """Every index once, dealt out to the replicas in turn, padded from the start to equal lengths."""
+    indices = _permutation(nb_samples, epoch)
+    return np.resize(indices, -(-len(indices) // nb_replicas) * nb_replicas).reshape(-1, nb_replicas).T
+
+
+def sequential(nb_samples: int, nb_replicas: int, epoch: int) -> np.ndarray:
+    """Every replica sees everything, in order; the epoch changes nothing."""
+    return np.tile(np.arange(nb_samples), (nb_replicas, 1))
+
+
+SAMPLERS = {"repeated": repeated_augmentation, "shuffled": shuffled, "sequential": sequential}
+
+Item = tuple[int, tuple[int | str, ...]]  # an index, and the key of its augmentation
+
+
+class StepSampler(Sampler[list[Item]]):
+    """The batches of one process: for each step, one batch for each of its replicas, in turn.
+
+    sampler: a name in SAMPLERS.
+    views: for each replica of the recipe, the indices of the data set it may see (all views of one length).
+    mine: the replicas that this process carries.
+    key: what the augmentation depends on, besides the epoch, the replica and the position in the epoch.
+    most_steps: end an epoch early, for a trial.
+
+    The last batch is dropped when there is more than one, except in sequential order, where the same images would be
+    missed in every epoch. Call `set_epoch` before each epoch.
+    """
+
+    def __init__(
+        self,
+        sampler: str,
+        views: Sequence[np.ndarray],
+        *,
+        mine: Sequence[int],
+        batch_size: int,
+        key: tuple,
+        most_steps: int | None = None,
+    ):
+        self.sampler, self.views, self.mine, self.batch_size, self.key = sampler, views, list(mine), batch_size, key
+        self.epoch, self.first_step = 0, 0
+        length = SAMPLERS[sampler](len(views[0]), len(views), 0).shape[1]
+        drops = sampler != "sequential" and length > batch_size
+        self.nb_steps = length // batch_size if drops else -(-length // batch_size)
+        if most_steps is not None:
+            self.nb_steps = min(self.nb_steps, most_steps)
+
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """The epoch to deal out next, and the step to begin it at."""
+        self.epoch, self.first_step = epoch, first_step
+
+    def __len__(self) -> int:
+        return (self.nb_steps - self.first_step) * len(self.mine)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        order = SAMPLERS[self.sampler](len(self.views[0]), len(self.views), self.epoch)
+        for step in range(self.first_step, self.nb_steps):
+            for replica in self.mine:
+                start = step * self.batch_size
+                batch = order[replica, start : start + self.batch_size]
+                yield [
+                    (int(self.views[replica][index]), (*self.key, self.epoch, replica, start + i))
+                    for i, index in enumerate(batch)
+                ]

@@ -1,0 +1,312 @@
+"""DyTox: learn classes task by task, with rehearsal, distillation, and one token and one classifier per task.
+
+The experiment, top to bottom: options -> benchmark -> model -> for each task: learn, remember, finetune, evaluate, save.
+"""
+
+from continual.options import Options, parse_or_exit
+
+if __name__ == "__main__":
+    OPTIONS = parse_or_exit()  # here, so that a wrong option is answered before torch is imported
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from continual import distributed, engine, folders, models, optim, recipe, rehearsal, transforms
+from continual.checkpoint import Store, as_identity, refuse_another
+from continual.datasets import Benchmark, Images, Samples
+from continual.dytox import freeze
+from continual.errors import Preempted
+from continual.launch import launch
+from continual.mixing import mixing
+from continual.optim import Schedule
+from continual.randomness import seed_of, seeded
+from continual.report import Report
+from continual.run import FINETUNING, TRAINING, Progress, Run
+from continual.samplers import StepSampler
+from continual.tasks import Phase, Task
+
+EVALUATION_BATCH = 256  # images
+
+
+@dataclass
+class Experiment:
+    """What stays the same throughout one run."""
+
+    options: Options
+    benchmark: Benchmark
+    tasks: tuple[Task, ...]
+    replicas: int
+    loading: engine.Loading
+    store: Store
+    stop: distributed.StopSignal
+    augmented: transforms.Transform
+    plain: transforms.Transform
+
+    def images(self, samples: Samples, *, augment: bool) -> Images:
+        return Images(samples, self.augmented if augment else self.plain, root=self.benchmark.root)
+
+    def key(self, *parts: int | str) -> tuple:
+        """The start of the key of every random draw; see continual/randomness.py."""
+        return (self.options.run.seed, *parts)
+
+
+def main(options: Options, device: torch.device, stop: distributed.StopSignal) -> dict:
+    """One run: every task of one class order. Returns its summary."""
+    place = distributed.on_main(lambda: folders.prepare(options))
+    exp = prepare(options, place, device, stop)
+    report = Report(
+        place.logs if distributed.is_main() else None, nb_tasks=len(exp.tasks), console=distributed.is_main()
+    )
+    with report.watched():
+        memory = recipe.memory(options.rehearsal, exp.benchmark.nb_classes, exp.replicas)
+        with seeded(*exp.key("model")):
+            run = Run(partial(models.build, options), memory, report, device)
+        report.say(greeting(exp, place, memory))
+        if options.run.resume:
+            resume(run, exp)
+        if options.run.eval:
+            return evaluate(run, exp, exp.tasks[len(run.model.classes) - 1])
+        for task in exp.tasks[run.position.task :]:
+            learn_task(run, exp, task)
+        return report.finish(
+            nb_parameters=models.nb_parameters(run.model), nb_exemplars=len(memory), seconds=run.seconds()
+        )
+
+
+def learn_task(run: Run, exp: Experiment, task: Task) -> None:
+    """One task, from wherever it was left: learn, remember, finetune, evaluate (figure 2 and section 4)."""
+    plan = {"nb_tasks": len(exp.tasks), "replicas": exp.replicas}
+    with seeded(*exp.key("grow", task.index)):
+        run.begin(task)
+
+    if run.position.stage == TRAINING:
+        new_images = exp.benchmark.train(task.index)
+        learn(run, exp, task, recipe.training(exp.options, task, **plan), new_images)
+        remember(run, exp, task, new_images)
+        run.move(stage=FINETUNING, epoch=0, step=0)
+        save(run, exp, task)
+
+    if recipe.finetunes(exp.options, task, exp.benchmark.nb_classes):
+        learn(run, exp, task, recipe.finetuning(exp.options, task, **plan), None)
+
+    evaluate(run, exp, task, final=True)
+    run.move(task=task.index + 1, stage=TRAINING, epoch=0, step=0)
+    save(run, exp, task, finished=True)
+
+
+def prepare(options: Options, place: folders.Place, device: torch.device, stop: distributed.StopSignal) -> Experiment:
+    """Benchmark, transforms and checkpoint folder. With several processes one downloads while the others wait."""
+    store = Store(place.checkpoints, keep=options.run.keep_checkpoints, keep_tasks=options.run.keep_task_checkpoints)
+    distributed.on_main(store.lock)
+
+    load = partial(recipe.benchmark, options.data, seed=options.run.seed, class_order=options.data.class_orders()[0])
+    benchmark = distributed.main_first(lambda first: load(download=first))
+    replicas = options.optim.replicas or distributed.nb_processes()
+    distributed.replicas_of_this_process(replicas)  # refused if the processes do not divide them
+    augment, side = (
+        options.augment,
+        {"input_size": options.model.input_size, "mean": benchmark.mean, "std": benchmark.std},
+    )
+    return Experiment(
+        options=options,
+        benchmark=benchmark,
+        tasks=benchmark.tasks[: options.run.max_task],
+        replicas=replicas,
+        loading=engine.Loading(device, options.data.num_workers, options.data.pin_mem, amp=not options.optim.no_amp),
+        store=store,
+        stop=stop,
+        augmented=transforms.train_transform(
+            **side,
+            aa=augment.aa,
+            color_jitter=augment.color_jitter,
+            hflip=augment.hflip,
+            interpolation=augment.train_interpolation,
+            reprob=augment.reprob,
+            remode=augment.remode,
+            recount=augment.recount,
+        ),
+        plain=transforms.test_transform(**side),
+    )
+
+
+def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Samples | None) -> None:
+    """Train one phase, from wherever it was left: a first task, a later one, or finetuning (no new images)."""
+    options = exp.options
+    freeze(run.model, phase.frozen, eval_mode=options.finetune.freeze_eval)
+    model = distributed.wrap(run.model)
+    optimizer = optim.build_optimizer(run.model, options.optim, phase.lr)
+    schedule = (
+        Schedule(optimizer, options.optim, epochs=phase.epochs, warmup_lr=phase.warmup_lr) if phase.scheduled else None
+    )
+    sam = recipe.sam(options, run.model, phase)
+    run.enter(Progress(optimizer, schedule, sam))
+
+    samples, views = recipe.training_set(options.rehearsal, new_images, run.memory, exp.replicas)
+    sampler = StepSampler(
+        phase.sampler,
+        views,
+        mine=distributed.replicas_of_this_process(exp.replicas),
+        batch_size=phase.batch_size,
+        key=exp.key(phase.name, task.index),
+        most_steps=recipe.DEBUG_STEPS if options.run.debug else None,
+    )
+    loader = exp.loading.loader(exp.images(samples, augment=True), sampler, persistent=True)
+    objective = recipe.objective(options.loss, model, run.teacher, task, phase)
+    mix = mixing(options.augment, nb_classes=task.nb_seen, smoothing=options.loss.smoothing)
+    title = f"task {task.index + 1}/{len(exp.tasks)} {phase.name}"
+
+    for epoch in range(run.position.epoch, phase.epochs):
+        sampler.set_epoch(epoch, run.position.step)
+        sums = run.progress.sums if run.position.step else run.progress.restart_sums()
+        steps = engine.train_one_epoch(
+            model,
+            loader,
+            objective,
+            optimizer,
+            loading=exp.loading,
+            mixing=mix,
+            sam=sam,
+            clip_grad=options.optim.clip_grad,
+            at_once=options.optim.replicas_at_once,
+        )
+        bar = run.report.epoch(
+            title, epoch=epoch, nb_epochs=phase.epochs, nb_steps=sampler.nb_steps, first_step=run.position.step
+        )
+        with bar:
+            for losses, nb_images in steps:
+                sums.add(losses)
+                bar.step(nb_images * distributed.nb_processes(), sums.means)
+                run.move(step=run.position.step + 1)
+                if exp.stop.agreed():
+                    preempt(run, exp, task)
+                save_if_due(run, exp, task)
+
+        run.last = {"epoch": epoch, "phase": phase.name, "lr": optimizer.param_groups[0]["lr"], "losses": sums.means()}
+        if schedule is not None:
+            schedule.step(epoch, run.last["losses"]["total"])
+        run.move(epoch=epoch + 1, step=0)
+        if options.run.eval_every and run.position.epoch % options.run.eval_every == 0 and epoch + 1 < phase.epochs:
+            evaluate(run, exp, task)
+        save_if_due(run, exp, task, epoch_done=True)
+
+
+def remember(run: Run, exp: Experiment, task: Task, new_images: Samples) -> None:
+    """Make room in the memory, then add exemplars of the new classes (section 4.1; herding as in iCaRL)."""
+    memory, options = run.memory, exp.options.rehearsal
+    if not memory.memory_size:
+        return
+    quota = memory.quota(task.nb_seen)
+    memory.cut(quota)
+    rule, _, kind = options.rehearsal.partition("_")
+    augment = recipe.selects_on_augmented(options)
+    for replica in range(memory.nb_replicas):
+        features = None
+        if rule != "random":
+            features = engine.extract_features(
+                run.model,
+                exp.images(new_images, augment=augment),
+                loading=exp.loading,
+                batch_size=EVALUATION_BATCH,
+                key=exp.key("exemplars", task.index, replica),
+            )
+            features = features[:, -1] if kind == "token" else features.reshape(len(features), -1)  # e_T, or e_1 .. e_T
+        for label in range(task.nb_old, task.nb_seen):
+            of_class = np.flatnonzero(new_images.y == label)
+            rng = np.random.default_rng(seed_of(*exp.key("random exemplars", label, replica)))
+            chosen = rehearsal.RULES[rule](of_class if features is None else features[of_class], quota, rng)
+            memory.add(*new_images.take(of_class[chosen]), replica=replica)
+    run.report.say(recipe.budget(memory, task))
+
+
+def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> dict:
+    """Score the model on the test images of all classes seen, and report it."""
+    scores = engine.evaluate(
+        run.model,
+        exp.images(exp.benchmark.test(task.index), augment=False),
+        exp.tasks[: task.index + 1],
+        loading=exp.loading,
+        batch_size=EVALUATION_BATCH,
+        spread=exp.options.run.dist_eval,
+    )
+    if exp.options.run.eval:
+        return run.report.show(scores, task=task)
+    return run.report.evaluation(
+        scores,
+        task=task,
+        final=final,
+        epoch=run.last["epoch"],
+        phase=run.last["phase"],
+        lr=run.last["lr"],
+        train_losses=run.last["losses"],
+        nb_parameters=models.nb_parameters(run.model),
+        nb_exemplars=len(run.memory),
+    )
+
+
+def save(run: Run, exp: Experiment, task: Task, *, finished: bool = False) -> None:
+    """Write a checkpoint, on the main process."""
+    if not distributed.is_main():
+        return
+    name = f"task-{task.index + 1}-finished" if finished else str(run.position)
+    exp.store.save(run.state_dict(), name=name, identity=identify(exp), task=task.index, finished_task=finished)
+
+
+def save_if_due(run: Run, exp: Experiment, task: Task, *, epoch_done: bool = False) -> None:
+    """Every `save_every_epoch` epochs; without it by the clock, after any step, so that a few minutes are lost at most."""
+    every = exp.options.run.save_every_epoch
+    due = epoch_done and run.position.epoch % every == 0 if every else exp.store.due(exp.options.run.save_every_minutes)
+    if due:
+        save(run, exp, task)
+
+
+def preempt(run: Run, exp: Experiment, task: Task) -> None:
+    """Asked to stop: save where we are, and leave. Raises Preempted."""
+    save(run, exp, task)
+    distributed.barrier()
+    raise Preempted(f"stopped at {run.position} and saved; continue with --resume {exp.store.folder}")
+
+
+def identify(exp: Experiment) -> dict:
+    """What must be the same for a checkpoint to be of this run."""
+    return {
+        **as_identity(exp.options),
+        "replicas": exp.replicas,
+        "class_order": list(exp.benchmark.class_order),
+        "classes_per_task": [task.nb_new for task in exp.benchmark.tasks],
+    }
+
+
+def resume(run: Run, exp: Experiment) -> None:
+    """Go on from the newest valid checkpoint, or from the end of task `start_task` - 1."""
+    options = exp.options.run
+    load = partial(exp.store.load, start_task=options.start_task, say=run.report.say)
+    state, manifest = distributed.on_main(load)
+    refuse_another(manifest["identity"], identify(exp), anyway=options.resume_anyway)
+    run.load_state_dict(state)
+    run.report.say(f"resumed from {manifest['name']}: {run.position}")
+
+
+def greeting(exp: Experiment, place: folders.Place, memory: rehearsal.Memory) -> str:
+    """The first words of a run: what it learns, how, and where it leaves things."""
+    sizes = [task.nb_new for task in exp.tasks]
+    return "\n".join(
+        [
+            f"{exp.benchmark.name}: {sum(sizes)} classes in {len(sizes)} tasks ({recipe.in_short(sizes)}), "
+            f"{len(exp.benchmark.train_samples.y)} training and {len(exp.benchmark.test_samples.y)} test images"
+            + (f", {exp.benchmark.nb_skipped} unreadable files left out" if exp.benchmark.nb_skipped else ""),
+            f"{exp.replicas} replica(s) on {distributed.nb_processes()} process(es), {exp.loading.device}, "
+            + ("bfloat16 autocast" if exp.loading.amp else "float32"),
+            f"memory of {memory.memory_size} exemplars"
+            + (f", {memory.memory_size // memory.nb_replicas} for each replica" if memory.nb_replicas > 1 else ""),
+            f"logs        {place.logs}",
+            f"checkpoints {place.checkpoints}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(launch(main, OPTIONS))
