@@ -58,9 +58,7 @@ def main(options: Options, device: torch.device, stop: distributed.StopSignal) -
     """One run: every task of one class order. Returns its summary."""
     place = distributed.on_main(lambda: folders.prepare(options))
     exp = prepare(options, place, device, stop)
-    report = Report(
-        place.logs if distributed.is_main() else None, nb_tasks=len(exp.tasks), console=distributed.is_main()
-    )
+    report = Report(place.logs if distributed.is_main() else None, nb_tasks=len(exp.tasks), console=distributed.is_main())
     with report.watched():
         memory = recipe.memory(options.rehearsal, exp.benchmark.nb_classes, exp.replicas)
         with seeded(*exp.key("model")):
@@ -72,9 +70,7 @@ def main(options: Options, device: torch.device, stop: distributed.StopSignal) -
             return evaluate(run, exp, exp.tasks[len(run.model.classes) - 1])
         for task in exp.tasks[run.position.task :]:
             learn_task(run, exp, task)
-        return report.finish(
-            nb_parameters=models.nb_parameters(run.model), nb_exemplars=len(memory), seconds=run.seconds()
-        )
+        return report.finish(nb_parameters=models.nb_parameters(run.model), nb_exemplars=len(memory), seconds=run.seconds())
 
 
 def learn_task(run: Run, exp: Experiment, task: Task) -> None:
@@ -139,9 +135,7 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
     freeze(run.model, phase.frozen, eval_mode=options.finetune.freeze_eval)
     model = distributed.wrap(run.model)
     optimizer = optim.build_optimizer(run.model, options.optim, phase.lr)
-    schedule = (
-        Schedule(optimizer, options.optim, epochs=phase.epochs, warmup_lr=phase.warmup_lr) if phase.scheduled else None
-    )
+    schedule = Schedule(optimizer, options.optim, epochs=phase.epochs, warmup_lr=phase.warmup_lr) if phase.scheduled else None
     sam = recipe.sam(options, run.model, phase)
     run.enter(Progress(optimizer, schedule, sam))
 

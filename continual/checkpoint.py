@@ -61,9 +61,7 @@ def refuse_another(stored: dict[str, Any], now: dict[str, Any], *, anyway: bool 
     if keys and not anyway:
         told = "; ".join(f"{key} was {_short(stored.get(key))}, is {_short(now.get(key))}" for key in keys[:5])
         more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-        raise CheckpointError(
-            f"the checkpoint is of another experiment: {told}{more} (--resume-anyway goes on nevertheless)"
-        )
+        raise CheckpointError(f"the checkpoint is of another experiment: {told}{more} (--resume-anyway goes on nevertheless)")
 
 
 def _short(value: Any) -> str:
@@ -108,9 +106,7 @@ class Store:
                 f"{self.folder}: another run is writing here; wait for it, or choose another --name"
             ) from None
 
-    def save(
-        self, state: dict[str, Any], *, name: str, identity: dict[str, Any], task: int, finished_task: bool
-    ) -> Path:
+    def save(self, state: dict[str, Any], *, name: str, identity: dict[str, Any], task: int, finished_task: bool) -> Path:
         """Write a checkpoint, then remove those not worth keeping.
 
         state: tensors, numbers, strings, lists and dicts of these. identity: what must be equal to resume. task: the task it
@@ -165,7 +161,7 @@ class Store:
         return sorted(found, key=lambda each: each.serial)
 
     def load(self, *, start_task: int = 0, say: Say = lambda text: None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """State and manifest of the newest valid checkpoint, or with `start_task` > 0 the one at the end of task start_task - 1.
+        """State and manifest of the newest valid checkpoint, or with `start_task` > 0 of the one at the end of the task before.
 
         Damaged ones are named to `say` and passed over. Raises CheckpointError if none is valid: a run never starts afresh
         in silence.

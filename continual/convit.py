@@ -87,7 +87,7 @@ class GPSA(nn.Module):
 
     @torch.no_grad()
     def init_like_convolution(self) -> None:
-        """Values pass unchanged, and head h1 + k * h2 looks at the patch at offset (h2, h1) from the centre of a k x k window."""
+        """Values pass unchanged; head h1 + k * h2 looks at the patch at offset (h2, h1) from the centre of a k x k window."""
         nn.init.eye_(self.v.weight)
         k = int(self.nb_heads**0.5)  # heads past k^2 keep their random weights
         centre = (k - 1) / 2 if k % 2 == 0 else k // 2

@@ -131,9 +131,7 @@ def load(
     x, raw = _read(source, root, train=True, download=download)
     classes = np.unique(raw)
     if source.nb_classes not in (None, len(classes)):
-        raise DataError(
-            f"{source.name} in {root} has {len(classes)} classes in its training images, not {source.nb_classes}"
-        )
+        raise DataError(f"{source.name} in {root} has {len(classes)} classes in its training images, not {source.nb_classes}")
     y = np.searchsorted(classes, raw)
     sizes = task_sizes(len(classes), initial_increment, increment)
     order = checked_order(class_order, len(classes))
@@ -191,38 +189,36 @@ def register(name: str, function: Callable[[str | None, bool], tuple[Sequence, S
 def task_sizes(nb_classes: int, initial_increment: int, increment: int | Sequence[int]) -> tuple[int, ...]:
     """The number of classes each task brings.
 
-    A list of increments gives every task's size, and `initial_increment` plays no part. A number gives the size of
-    every task but the first, which has `initial_increment` classes (0: as many as the others; `nb_classes` or more:
-    all of them, in one task).
+    The first task has `initial_increment` classes (0: as many as the next; `nb_classes` or more: all of them, in one task). A
+    number gives the size of every later task, a list the size of each.
 
     Raises:
         OptionsError: sizes that do not add up to `nb_classes`.
     """
-    if not isinstance(increment, int):
-        sizes = tuple(int(size) for size in increment)
-        if not sizes or min(sizes) < 1:
-            raise OptionsError(f"increment: every task needs one class or more, got {list(sizes)}")
-        if sum(sizes) != nb_classes:
-            hint = ""
-            if sum(sizes) + initial_increment == nb_classes:
-                hint = f"; a list names the first task too: start it with {initial_increment}"
-            raise OptionsError(
-                f"increment: {_some(sizes)} add up to {sum(sizes)}, the data has {nb_classes} classes{hint}"
-            )
-        return sizes
     if initial_increment < 0:
         raise OptionsError(f"initial_increment: {initial_increment} is below 0")
     if initial_increment >= nb_classes:
         return (nb_classes,)
+    first = (initial_increment,) * (initial_increment > 0)
+    if not isinstance(increment, int):
+        sizes = first + tuple(int(size) for size in increment)
+        if not increment or min(sizes) < 1:
+            raise OptionsError(f"increment: every task needs one class or more, got {list(increment)}")
+        if sum(sizes) != nb_classes:
+            raise OptionsError(
+                f"initial_increment {initial_increment} and then {_some(increment)} add up to {sum(sizes)}, "
+                f"the data has {nb_classes} classes"
+            )
+        return sizes
     if increment < 1:
         raise OptionsError(f"increment: {increment} is below 1")
     nb_further, rest = divmod(nb_classes - initial_increment, increment)
     if rest:
         raise OptionsError(
-            f"initial_increment {initial_increment} and then steps of {increment} do not add up to {nb_classes} "
-            f"classes: {rest} would be left after {initial_increment + nb_further * increment}"
+            f"initial_increment {initial_increment} and then steps of {increment} do not add up to {nb_classes} classes: "
+            f"{rest} would be left after {initial_increment + nb_further * increment}"
         )
-    return (initial_increment,) * (initial_increment > 0) + (increment,) * nb_further
+    return first + (increment,) * nb_further
 
 
 def checked_order(class_order: Sequence[int] | None, nb_classes: int) -> tuple[int, ...]:
@@ -256,9 +252,7 @@ def held_out(y: np.ndarray, fraction: float, *key: int | str) -> np.ndarray:
         where = np.flatnonzero(y == class_id)
         nb_held = max(1, round(fraction * len(where)))
         if nb_held >= len(where):
-            raise DataError(
-                f"class {class_id} has {len(where)} training images: {fraction} of them leaves none to train on"
-            )
+            raise DataError(f"class {class_id} has {len(where)} training images: {fraction} of them leaves none to train on")
         # RandomState, because NumPy promises that its stream never changes.
         shuffled = np.random.RandomState(seed_of(*key, class_id) % 2**32).permutation(where)
         mask[shuffled[:nb_held]] = True
@@ -289,9 +283,7 @@ class Images(Dataset):
         DataError: an image that cannot be read; the message names its path and index.
     """
 
-    def __init__(
-        self, samples: Samples, transform: Callable[[Image.Image], torch.Tensor], *, root: str | None = None
-    ) -> None:
+    def __init__(self, samples: Samples, transform: Callable[[Image.Image], torch.Tensor], *, root: str | None = None) -> None:
         self.samples = samples
         self.transform = transform
         self.root = root
@@ -352,9 +344,7 @@ def _without_unreadable(
     lost = np.setdiff1d(y, y[readable])
     if len(lost):
         path = x[y == lost[0]][0]
-        raise DataError(
-            f"{name}: no image can be read of {len(lost)} classes, such as that of {_full_path(path, root)}"
-        )
+        raise DataError(f"{name}: no image can be read of {len(lost)} classes, such as that of {_full_path(path, root)}")
     return x[readable], y[readable], tuple(x[~readable].tolist())
 
 
@@ -380,16 +370,9 @@ def _find(data_set: str) -> _Source:
     offered = {cls.__name__.lower(): cls for cls in _continuum_classes()}
     if name in offered:
         return _Source(offered[name].__name__, partial(_continuum, offered[name]))
-    known = {
-        known.lower(): known
-        for known in [*(s.name for s in _SOURCES.values()), *(c.__name__ for c in offered.values())]
-    }
+    known = {known.lower(): known for known in [*(s.name for s in _SOURCES.values()), *(c.__name__ for c in offered.values())]}
     near = [known[match] for match in difflib.get_close_matches(name, known, n=3)]
-    hint = (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else f"known are {', '.join(sorted(known.values(), key=str.lower))}"
-    )
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(known.values(), key=str.lower))}"
     raise OptionsError(f"data_set: unknown {data_set!r}; {hint}")
 
 
@@ -455,9 +438,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> object:
         if module not in _ARRAY_MODULES.get(name, ()):
-            raise DataError(
-                f"it asks for {f'{module}.{name}'!r}, where a CIFAR file holds arrays only; nothing of it was run"
-            )
+            raise DataError(f"it asks for {f'{module}.{name}'!r}, where a CIFAR file holds arrays only; nothing of it was run")
         return _ARRAY_PARTS[name]
 
 
@@ -474,19 +455,13 @@ class _Cifar:
 
     def __call__(self, root: str, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
         folder = os.path.join(root, self.folder)
-        missing = [
-            name for name in self.train_files + self.test_files if not os.path.isfile(os.path.join(folder, name))
-        ]
+        missing = [name for name in self.train_files + self.test_files if not os.path.isfile(os.path.join(folder, name))]
         if missing:
-            wanted = (
-                f"{self.name}: looked in {folder} for {', '.join(missing)}; download {self.url} and unpack it in {root}"
-            )
+            wanted = f"{self.name}: looked in {folder} for {', '.join(missing)}; download {self.url} and unpack it in {root}"
             if not download:
                 raise DataError(wanted)
             _download(self.name, root, wanted)
-        parts = [
-            self._read_file(os.path.join(folder, name)) for name in (self.train_files if train else self.test_files)
-        ]
+        parts = [self._read_file(os.path.join(folder, name)) for name in (self.train_files if train else self.test_files)]
         x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return x, y
 
@@ -502,8 +477,7 @@ class _Cifar:
             raise DataError(f"{path} is refused: {error}") from error
         except Exception as error:  # a broken pickle can raise nearly anything
             raise DataError(
-                f"{path} is broken or no {self.name} file ({_line(error)}); "
-                f"delete its folder to have it downloaded again"
+                f"{path} is broken or no {self.name} file ({_line(error)}); delete its folder to have it downloaded again"
             ) from error
         return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), y
 
@@ -623,9 +597,7 @@ def _continuum(cls: type, root: str, train: bool, download: bool) -> tuple[np.nd
             f"Continuum says: {_line(error)}"
         ) from error
     if x.dtype == "S255" and max(map(len, x), default=0) == 255:
-        raise DataError(
-            f"{cls.__name__}: paths below {root} are longer than the 254 bytes that Continuum keeps; move it up"
-        )
+        raise DataError(f"{cls.__name__}: paths below {root} are longer than the 254 bytes that Continuum keeps; move it up")
     return _tidy(cls.__name__, x, root), np.asarray(y)
 
 
@@ -635,9 +607,7 @@ def _tidy(name: str, x: Sequence, root: str | None) -> np.ndarray:
         return np.array([_below(name, os.fsdecode(path), root) for path in x])
     if isinstance(x, np.ndarray) and x.dtype != object:
         if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
-            raise DataError(
-                f"{name}: images must be uint8 (n, H, W), (n, H, W, 1) or (n, H, W, 3), got {x.dtype} {x.shape}"
-            )
+            raise DataError(f"{name}: images must be uint8 (n, H, W), (n, H, W, 1) or (n, H, W, 3), got {x.dtype} {x.shape}")
         return _three_channels(x)
     images = np.empty(len(x), dtype=object)
     for index, image in enumerate(x):

@@ -1,4 +1,4 @@
-"""The only room that knows processes: group, wrapping, reduction, broadcast. All of it works, and does nothing, on one process."""
+"""The only room that knows processes: group, wrapping, reduction, broadcast. Alone, all of it works and does nothing."""
 
 import os
 import signal

@@ -5,6 +5,7 @@ Letters:  B batch   N patches   D embed_dim   H heads   T tasks seen   C^t class
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -84,10 +85,14 @@ class DyTox(nn.Module):
         if self._with_head_div and nb_tasks > 1:
             self.head_div = Classifier(dim, nb_new + 1).to(device)
 
+    def tokens(self) -> Tensor:
+        """theta_1 .. theta_T. (1, T, D)"""
+        return torch.cat([token[0] for token in self.task_tokens])[None]
+
     def forward(self, images: Tensor, *, maps: bool = False) -> Outputs | tuple[Outputs, list[Tensor]]:
         """images (B, 3, S, S) -> Outputs; with `maps`, also the outputs of all SABs but the last, (B, N, D) each, for POD."""
         features = self.encoder(images)
-        tokens = torch.cat(list(self.task_tokens), dim=1)  # (1, T, D)
+        tokens = self.tokens()
         for tab in self.tabs:
             tokens = tab(tokens, features[-1])  # (B, T, D)
         div = self.head_div(tokens[:, -1]) if self.head_div is not None else None
@@ -99,23 +104,19 @@ class DyTox(nn.Module):
         if self.ind_clf == "":
             return self.heads[0](tokens.flatten(1))
         reads_all, predicts_all = self.ind_clf[0] == "n", self.ind_clf[2] == "n"
-        logits = [
-            head(tokens[:, : t + 1].flatten(1) if reads_all else tokens[:, t]) for t, head in enumerate(self.heads)
-        ]
+        logits = [head(tokens[:, : t + 1].flatten(1) if reads_all else tokens[:, t]) for t, head in enumerate(self.heads)]
         if not predicts_all:
             return torch.cat(logits, dim=1)
         # Heads t, t + 1, .. T predict the classes of task t: the mean of what they say.
         per_task = [each.split(self.classes[: t + 1], dim=1) for t, each in enumerate(logits)]
         nb_tasks = len(per_task)
-        return torch.cat(
-            [torch.stack([per_task[i][t] for i in range(t, nb_tasks)]).mean(0) for t in range(nb_tasks)], dim=1
-        )
+        return torch.cat([torch.stack([per_task[i][t] for i in range(t, nb_tasks)]).mean(0) for t in range(nb_tasks)], dim=1)
 
     @torch.no_grad()
     def attention(self, images: Tensor) -> Tensor:
         """Where each task looks: attention of the last TAB, column 0 the token itself. (B, 3, S, S) -> (B, T, H, 1 + N)"""
         patches = self.encoder(images)[-1]
-        tokens = torch.cat(list(self.task_tokens), dim=1)
+        tokens = self.tokens()
         for tab in self.tabs[:-1]:
             tokens = tab(tokens, patches)
         last = self.tabs[-1]
@@ -207,7 +208,7 @@ def from_released(
             ind_clf = ""
         else:
             reads_all = sizes[-1][1] == dim * nb_tasks and nb_tasks > 1
-            growing = nb_tasks > 1 and all(a < b for a, b in zip(outputs, outputs[1:], strict=False))
+            growing = nb_tasks > 1 and all(a < b for a, b in pairwise(outputs))
             predicts_all = growing and newest != outputs[-1]
             ind_clf = f"{'n' if reads_all else '1'}-{'n' if predicts_all else '1'}"
     if nb_classes is None:
@@ -220,9 +221,7 @@ def from_released(
         elif nb_tasks == 2 and newest is not None:
             nb_classes = [outputs[0] - newest, newest]
         else:
-            raise ValueError(
-                f"one classifier for {nb_tasks} tasks: nb_classes, the classes of each task, must be given"
-            )
+            raise ValueError(f"one classifier for {nb_tasks} tasks: nb_classes, the classes of each task, must be given")
 
     norm = "scale" if "encoder.sabs.0.norm1.g" in state else "layer"
     encoder = ConViT(

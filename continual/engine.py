@@ -211,9 +211,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def extract_features(
-    model: nn.Module, dataset: Dataset, *, loading: Loading, batch_size: int, key: tuple
-) -> np.ndarray:
+def extract_features(model: nn.Module, dataset: Dataset, *, loading: Loading, batch_size: int, key: tuple) -> np.ndarray:
     """Task embeddings of every image, on every process. (n, T, D) float64
 
     key: what the augmentation depends on, besides the position, if the data set augments.

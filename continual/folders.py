@@ -26,9 +26,7 @@ def prepare(options: Options, *, suffix: str = "") -> Place:
     run = options.run
     if run.resume:
         return reopen(Path(run.resume))
-    logs = run_folder(
-        run.log_path, options.data.data_set, run.log_category, (run.name or "run") + suffix, today=date.today()
-    )
+    logs = run_folder(run.log_path, options.data.data_set, run.log_category, (run.name or "run") + suffix, today=date.today())
     checkpoints = Path(run.output_basedir) / logs.relative_to(run.log_path)
     checkpoints.mkdir(parents=True, exist_ok=True)
     place = Place(logs.resolve(), checkpoints.resolve())

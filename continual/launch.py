@@ -10,7 +10,7 @@ from continual import distributed
 from continual.errors import Refused
 from continual.options import Options
 
-EXIT_FILE = "DYTOX_EXIT_FILE"  # where train.sh reads the exit code, since torchrun always ends with 1
+EXIT_FILE = "DYTOX_EXIT_FILE"  # where train.sh reads exit code and reason: torchrun ends with 1, after many lines of its own
 
 
 def launch(main: Callable, options: Options) -> int:
@@ -38,7 +38,7 @@ def _leave(code: int, text: str, *, everywhere: bool) -> int:
         print(text if alone else f"rank {rank}: {text}", file=sys.stderr)
         if path := os.environ.get(EXIT_FILE):
             with open(path, "w") as file:
-                file.write(str(code))
+                file.write(f"{code}\n{text.strip().splitlines()[-1]}\n")
     sys.stdout.flush()
     sys.stderr.flush()
     if not alone:

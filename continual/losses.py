@@ -46,7 +46,7 @@ def divergence_targets(targets: Tensor, nb_old: int) -> Tensor:
 
 
 def pod_embedding(maps: Tensor, scales: list[int]) -> Tensor:
-    """Local POD of one layer (PODNet, eq. 3-5): width- and height-pooled cells of every scale. (B, D, s, s) -> (B, L), |row| = 1"""
+    """Local POD of one layer (PODNet, eq. 3-5): cells of every scale, pooled over width and height. (B, D, s, s) -> (B, L)"""
     parts = []
     for scale in scales:
         side = maps.shape[-1] // scale
@@ -104,7 +104,7 @@ class Objective:
         self.kd, self.tau, self.head_div, self.pod, self.pod_scales = kd, tau, head_div, pod, list(pod_scales)
 
     def __call__(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """images (B, 3, S, S), targets (B,) labels or (B, C_all) soft -> {"clf", "kd", "div", "pod", "total"}, as they apply."""
+        """images (B, 3, S, S), targets (B,) labels or (B, C_all) soft -> the losses that apply: clf, kd, div, pod, total."""
         losses = {}
         outputs, maps = self.model(images, maps=True)
         nb_old = self.task.nb_old
@@ -119,9 +119,7 @@ class Objective:
                 taught, taught_maps = self.teacher(images, maps=True)
             weight = lam if self.kd is None else self.kd
             if weight:
-                losses["kd"] = weight * distillation(
-                    outputs.logits[:, :nb_old].float(), taught.logits.float(), self.tau
-                )
+                losses["kd"] = weight * distillation(outputs.logits[:, :nb_old].float(), taught.logits.float(), self.tau)
             if self.pod:
                 losses["pod"] = self.pod * pod(maps, taught_maps, self.pod_scales)
 

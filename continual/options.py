@@ -59,9 +59,7 @@ def require(condition: bool, keys: str, reason: str) -> None:
         raise Conflict(keys, reason)
 
 
-def option(
-    default: Any, help: str, within: Range | None = None, *, choices: Sequence[str] = (), refused: str = ""
-) -> Any:
+def option(default: Any, help: str, within: Range | None = None, *, choices: Sequence[str] = (), refused: str = "") -> Any:
     """A field of a section. `within` and `choices` hold for each item of a list; `refused`: why it keeps `default`."""
     return field(default=default, metadata={"help": help, "choices": choices, "within": within, "refused": refused})
 
@@ -103,9 +101,7 @@ class Model(Section):
 
     def check(self) -> None:
         timm = TIMM_NAME.fullmatch(self.model) is not None
-        require(
-            timm or self.model in ("convit", "vit"), "model", f"{_shown(self.model)} is not convit, vit or timm:NAME"
-        )
+        require(timm or self.model in ("convit", "vit"), "model", f"{_shown(self.model)} is not convit, vit or timm:NAME")
         require(timm or not self.pretrained, "pretrained, model", f"there are no published weights for {self.model}")
         if not timm:
             size, patch = self.input_size, self.patch_size
@@ -196,9 +192,7 @@ class Optimisation(Section):
     decay_epochs: float = option(30.0, "epochs between two decays (step)", POSITIVE)
     decay_rate: float = option(0.1, "factor of a decay (step, plateau), or power (poly)", POSITIVE)
     patience_epochs: int = option(10, "epochs without a lower loss before a decay (plateau)", NOT_NEGATIVE)
-    cooldown_epochs: int = option(
-        10, "", refused="no effect: a task trains its epochs and no more; use epochs and min_lr"
-    )
+    cooldown_epochs: int = option(10, "", refused="no effect: a task trains its epochs and no more; use epochs and min_lr")
 
     def check(self) -> None:
         width = self.replicas or 1
@@ -252,20 +246,14 @@ class Losses(Section):
     bce_loss: bool = option(False, "binary cross entropy on each class; off: cross entropy")
     smoothing: float = option(0.1, "label smoothing (cross entropy, mixup and cutmix)", BELOW_ONE)
     head_div: float = option(0.0, "weight of the divergence loss: new classes against all old ones", NOT_NEGATIVE)
-    head_div_mode: tuple[str, ...] = option(
-        ("tr", "ft"), "phases of that loss: training, finetuning, or both", choices=PHASES
-    )
+    head_div_mode: tuple[str, ...] = option(("tr", "ft"), "phases of that loss: training, finetuning, or both", choices=PHASES)
     auto_kd: bool = option(False, "weigh distillation by the share of old classes, classification by that of new ones")
     kd: float = option(0.0, "weight of the distillation instead; 0: none", NOT_NEGATIVE)
     distillation_tau: float = option(1.0, "temperature of the distillation", POSITIVE)
-    pod: float | None = option(
-        None, "weight of PODNet's loss on the outputs of the blocks; none: without", NOT_NEGATIVE
-    )
+    pod: float | None = option(None, "weight of PODNet's loss on the outputs of the blocks; none: without", NOT_NEGATIVE)
     pod_scales: tuple[int, ...] = option((1,), "scales of that loss: cells per side of the map", COUNT)
     pod_scaling: bool = option(False, "scale it by the root of new classes / classes seen")
-    weight_align: bool = option(
-        False, "WA: after each task, scale the new classes' weights to the mean norm of the old ones'"
-    )
+    weight_align: bool = option(False, "WA: after each task, scale the new classes' weights to the mean norm of the old ones'")
 
     def check(self) -> None:
         require(not (self.kd and self.auto_kd), "kd, auto_kd", "one weight or the other; set kd: 0 or auto_kd: false")
@@ -286,17 +274,13 @@ class Rehearsal(Section):
     rehearsal_test_trsf: bool | None = option(
         None, "choose exemplars on unaugmented images; default: yes for a global memory, no for a distributed one"
     )
-    rehearsal_modes: int = option(
-        1, "choose so many times, memory_size / N each, on differently augmented images", COUNT
-    )
+    rehearsal_modes: int = option(1, "choose so many times, memory_size / N each, on differently augmented images", COUNT)
     distributed_memory: bool = option(False, "each replica chooses its own memory_size / replicas")
     global_memory: bool = option(True, "one memory for all replicas: the opposite of distributed_memory")
     oversample_memory: int = option(1, "how often an exemplar stands in the training set", COUNT)
     oversample_memory_ft: int = option(1, "how often an exemplar stands in the finetuning set", COUNT)
     sep_memory: bool = option(False, "keep the memory out of the training set")
-    replay_memory: int = option(
-        0, "with sep_memory: steps on a batch of the memory after each training step", NOT_NEGATIVE
-    )
+    replay_memory: int = option(0, "with sep_memory: steps on a batch of the memory after each training step", NOT_NEGATIVE)
     only_ft: bool = option(False, "from the second task on, train on the memory alone")
     nme: bool = option(False, "iCaRL: classify by the nearest mean of exemplars, not by the classifier")
 
@@ -309,9 +293,7 @@ class Rehearsal(Section):
             reason = "on unaugmented images every choice would be the same; set rehearsal_test_trsf: false"
             require(self.rehearsal_test_trsf is False, "rehearsal_modes, rehearsal_test_trsf", reason)
         require(not (self.only_ft and self.sep_memory), "only_ft, sep_memory", "would leave no image to train on")
-        require(
-            self.sep_memory or not self.replay_memory, "replay_memory, sep_memory", "replay_memory needs sep_memory"
-        )
+        require(self.sep_memory or not self.replay_memory, "replay_memory, sep_memory", "replay_memory needs sep_memory")
         for key in ("sep_memory", "only_ft", "nme"):
             reason = f"{key} needs a memory; memory_size is 0"
             require(self.memory_size > 0 or not getattr(self, key), f"{key}, memory_size", reason)
@@ -321,9 +303,7 @@ class Rehearsal(Section):
 class Finetuning(Section):
     """finetuning and freezing"""
 
-    finetuning: str = option(
-        "", "after each task: nothing, or finetuning on the balanced memory", choices=("", "balanced")
-    )
+    finetuning: str = option("", "after each task: nothing, or finetuning on the balanced memory", choices=("", "balanced"))
     finetuning_epochs: int = option(30, "epochs of finetuning", COUNT)
     finetuning_lr: float = option(5e-5, "constant rate of finetuning; scaled as lr is", POSITIVE)
     finetuning_teacher: bool = option(False, "keep distilling while finetuning")
@@ -383,6 +363,9 @@ class Run(Section):
     keep_task_checkpoints: bool = option(True, "keep the checkpoint at the end of every task")
     eval: bool = option(False, "with resume: evaluate only")
     eval_every: int | None = option(50, "epochs between evaluations; none: after each task only", COUNT)
+    process_timeout: float = option(
+        1800.0, "seconds without an answer from another process before the job ends", within=POSITIVE
+    )
     dist_eval: bool = option(False, "share the evaluation among the processes")
     retrain_scratch: bool = option(False, "at each task, train a new model on all images of the classes seen")
     debug: bool = option(False, "one batch per epoch, to try a setting out")
@@ -390,9 +373,7 @@ class Run(Section):
     def check(self) -> None:
         for key in ("name", "log_category"):
             value = getattr(self, key)
-            reason = (
-                f"{_shown(value)} is not a safe name: letters, digits, . _ - + only, no dot at the start, 128 at most"
-            )
+            reason = f"{_shown(value)} is not a safe name: letters, digits, . _ - + only, no dot at the start, 128 at most"
             require(SAFE_NAME.fullmatch(value) is not None or (key == "name" and value == ""), key, reason)
         reason = f"{_shown(self.device)} is not auto, cpu, cuda, cuda:N, mps or xpu"
         require(DEVICE.fullmatch(self.device) is not None, "device", reason)
@@ -447,7 +428,7 @@ OPPOSITES = {"distributed_memory": "global_memory", "global_memory": "distribute
 PER_CALL = frozenset({"options", "resume", "resume_anyway", "start_task", "eval"})  # of one call, not of the experiment
 MAY_DIFFER = PER_CALL | {
     *("num_workers", "pin_mem", "data_path", "device", "replicas_at_once", "max_task"),
-    *("name", "output_basedir", "log_path", "log_category", "eval_every", "dist_eval"),
+    *("name", "output_basedir", "log_path", "log_category", "eval_every", "dist_eval", "process_timeout"),
     *("save_every_epoch", "save_every_minutes", "keep_checkpoints", "keep_task_checkpoints"),
 }  # what a resumed run may change without becoming another experiment
 
@@ -788,3 +769,7 @@ def _read_command_line(argv: Sequence[str]) -> list[Entry]:
         (key, value[0] if isinstance(value, list) and len(value) == 1 else value, COMMAND_LINE)
         for key, value in vars(known).items()
     ]
+
+
+if __name__ == "__main__":  # train.sh asks here before it starts any process
+    parse_or_exit()

@@ -30,6 +30,11 @@ def sam_rho(options: Options, task: Task, nb_tasks: int, mode: str) -> float:
     return sam.sam_rho + (sam.sam_final - sam.sam_rho) * task.index / (nb_tasks - 1)
 
 
+def unused_parts(options: Losses, mode: str) -> tuple[str, ...]:
+    """Parts that no loss reaches in this mode: several processes would wait in vain for their gradients."""
+    return () if mode in options.head_div_mode else ("head_div",)
+
+
 def training(options: Options, task: Task, *, nb_tasks: int, replicas: int) -> Phase:
     """The main phase of a task: new images and the memory, distillation, divergence (section 3.3)."""
     optim, batch = options.optim, batch_size(options.optim, task)
@@ -46,7 +51,7 @@ def training(options: Options, task: Task, *, nb_tasks: int, replicas: int) -> P
         scheduled=True,
         warmup_lr=warmup_lr,
         sampler="repeated" if options.augment.repeated_aug else "shuffled",
-        frozen=tuple(frozen),
+        frozen=(*frozen, *unused_parts(options.loss, "tr")),
         distil=not task.first,
         divergence="tr" in options.loss.head_div_mode,
         sam_rho=sam_rho(options, task, nb_tasks, "tr"),
@@ -69,7 +74,7 @@ def finetuning(options: Options, task: Task, *, nb_tasks: int, replicas: int) ->
         lr=scaled_lr(finetune.finetuning_lr, batch, replicas),
         scheduled=False,
         sampler="sequential" if finetune.ft_no_sampling else shuffled,
-        frozen=tuple(finetune.freeze_ft),
+        frozen=(*finetune.freeze_ft, *unused_parts(options.loss, "ft")),
         distil=finetune.finetuning_teacher,
         divergence="ft" in options.loss.head_div_mode,
         sam_rho=sam_rho(options, task, nb_tasks, "ft"),

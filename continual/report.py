@@ -268,9 +268,7 @@ class Report:
         content = path.read_bytes() if path.exists() else b""
         if len(content) < self._nb_bytes:
             whole_lines = content.rfind(b"\n") + 1
-            self.say(
-                f"warning: {path} lost {self._nb_bytes - whole_lines} of {self._nb_bytes} bytes; going on without them"
-            )
+            self.say(f"warning: {path} lost {self._nb_bytes - whole_lines} of {self._nb_bytes} bytes; going on without them")
             self._nb_bytes = whole_lines
         if len(content) > self._nb_bytes:
             os.truncate(path, self._nb_bytes)
@@ -302,9 +300,7 @@ class Progress:
     always does, and so does any that ends a silence of ten minutes.
     """
 
-    def __init__(
-        self, report: Report, pace: Pace, *, epoch: int, nb_epochs: int, nb_steps: int, first_step: int = 0
-    ) -> None:
+    def __init__(self, report: Report, pace: Pace, *, epoch: int, nb_epochs: int, nb_steps: int, first_step: int = 0) -> None:
         self._report = report
         self._pace = pace
         self._epoch, self._nb_epochs, self._nb_steps = epoch, nb_epochs, nb_steps
@@ -386,9 +382,7 @@ def summarise(summaries: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, An
     names = [name + suffix for suffix in ("", "_known") for name in FIGURES]
     names += ["acc5", "mean_acc5", "n_parameters", "n_exemplars", "time"]
     series = {name: _spread([summary[name] for summary in summaries]) for name in names}
-    rows = [
-        [words, *(_mean_std(series[name + suffix]) for suffix in ("", "_known"))] for name, words in FIGURES.items()
-    ]
+    rows = [[words, *(_mean_std(series[name + suffix]) for suffix in ("", "_known"))] for name, words in FIGURES.items()]
     nb_runs = len(summaries)
     title = f"Mean ± standard deviation over {nb_runs} runs, in percent" if nb_runs > 1 else "One run, in percent"
     text = [
@@ -409,8 +403,7 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         blocks.append(f"The whole matrices are in {SUMMARY}.")
     blocks.append(figures_table(summary))
     blocks.append(
-        f"parameters {summary['n_parameters']:,}, exemplars kept {summary['n_exemplars']:,}, "
-        f"time {duration(summary['time'])}"
+        f"parameters {summary['n_parameters']:,}, exemplars kept {summary['n_exemplars']:,}, time {duration(summary['time'])}"
     )
     return "\n" + "\n\n".join(blocks) + "\n"
 

@@ -20,9 +20,7 @@ ROWS = {"1": 5.15, "2": 4.05, "t": 1.85}  # height of each task's row; between 2
 WIDTH, HEIGHT = 14.0, 6.4  # in inches and in drawing units alike
 
 
-def box(
-    ax: plt.Axes, x: float, y: float, width: float, height: float, *, text: str, fill: str, size: float = 13
-) -> None:
+def box(ax: plt.Axes, x: float, y: float, width: float, height: float, *, text: str, fill: str, size: float = 13) -> None:
     """A rounded box with its text in the middle; (x, y) is the lower left corner."""
     ax.add_patch(
         FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.12", facecolor=fill, edgecolor=INK)
@@ -83,9 +81,7 @@ def draw(ax: plt.Axes) -> None:
         box(ax, 10.45, y - 0.34, 1.6, 0.68, text=f"Classifier ${name}$", fill="white", size=12.5)
         arrow(ax, (12.05, y), (12.5, y), colour=colour)
         for i in range(4):
-            ax.add_patch(
-                Rectangle((12.58 + 0.28 * i, y - 0.14), 0.28, 0.28, facecolor=colour, edgecolor=INK, alpha=0.75)
-            )
+            ax.add_patch(Rectangle((12.58 + 0.28 * i, y - 0.14), 0.28, 0.28, facecolor=colour, edgecolor=INK, alpha=0.75))
 
     for x in (5.92, 9.7, 11.25, 13.14):
         ax.text(x, 2.6, "⋮", ha="center", va="center", fontsize=20, color=GREY)

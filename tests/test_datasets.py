@@ -59,7 +59,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         (10, 10, (10,) * 10),
         (100, 10, (100,)),
         (200, 7, (100,)),
-        (50, [60, 1, 39], (60, 1, 39)),
+        (0, [60, 1, 39], (60, 1, 39)),
+        (50, [30, 20], (50, 30, 20)),
     ],
 )
 def test_task_sizes(initial: int, increment: int | list[int], sizes: tuple[int, ...]):
@@ -71,8 +72,8 @@ def test_task_sizes(initial: int, increment: int | list[int], sizes: tuple[int, 
     [
         (50, 7, "50 and then steps of 7 do not add up to 100 classes: 1 would be left after 99"),
         (50, 60, "50 would be left after 50"),
-        (0, [60, 50], "60, 50 add up to 110, the data has 100 classes"),
-        (50, [25, 25], "start it with 50"),
+        (0, [60, 50], "initial_increment 0 and then 60, 50 add up to 110, the data has 100 classes"),
+        (50, [25, 26], "add up to 101"),
         (50, [100, 0], "one class or more"),
         (50, [], "one class or more"),
         (50, 0, "below 1"),
@@ -120,9 +121,7 @@ def test_digits_are_the_real_ones_scaled():
     x = np.concatenate([bench.train_samples.x, bench.test_samples.x])
     assert x.dtype == np.uint8 and x.shape == (1797, 8, 8, 3)
     images, y = load_digits(return_X_y=True)
-    expected = sorted(
-        (int(label), bytes(round(v * 255 / 16) for v in row)) for row, label in zip(images, y, strict=True)
-    )
+    expected = sorted((int(label), bytes(round(v * 255 / 16) for v in row)) for row, label in zip(images, y, strict=True))
     found = zip(np.concatenate([bench.train_samples.y, bench.test_samples.y]), x[..., 1], strict=True)
     assert sorted((int(label), image.tobytes()) for label, image in found) == expected
     counts = np.bincount(bench.test_samples.y)
@@ -352,9 +351,7 @@ def test_continuum_data_sets_are_found_by_name(tmp_path):
     lines = [f"val_{i}.JPEG\t{name}\t0\t0\t9\t9\n" for i, name in enumerate(names)]
     (base / "val" / "val_annotations.txt").write_text("".join(lines))
     bench = read("tinyimagenet200", tmp_path, initial_increment=2)
-    assert bench.name == "TinyImageNet200" and bench.train(1).x.tolist() == [
-        "tiny-imagenet-200/train/n0/images/n0_0.JPEG"
-    ]
+    assert bench.name == "TinyImageNet200" and bench.train(1).x.tolist() == ["tiny-imagenet-200/train/n0/images/n0_0.JPEG"]
     images = Images(bench.test(1), transforms.test_transform(input_size=48, **PLAIN), root=bench.root)
     assert [images[i][1] for i in range(3)] == [2, 1, 0]
 
@@ -411,9 +408,7 @@ def test_own_data_in_three_lines(tmp_path, monkeypatch: pytest.MonkeyPatch):
         (["/etc/a.png", "../b.png"], [0, 1], "is not inside the data folder"),
     ],
 )
-def test_own_data_of_the_wrong_kind_is_refused(
-    tmp_path, monkeypatch: pytest.MonkeyPatch, x: object, y: object, told: str
-):
+def test_own_data_of_the_wrong_kind_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch, x: object, y: object, told: str):
     monkeypatch.setattr(datasets, "_SOURCES", dict(datasets._SOURCES))
     register("own", lambda data_path, train: (x, y))
     with pytest.raises(DataError, match=told) as caught:

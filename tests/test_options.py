@@ -363,9 +363,7 @@ def test_every_option_file_loads_and_opens_with_its_command(path):
 
 
 def test_model_files_differ_as_published():
-    base, plus, plusplus = (
-        parse(["--options", str(MODEL / f"cifar_dytox{s}.yaml")]) for s in ("", "_plus", "_plusplus")
-    )
+    base, plus, plusplus = (parse(["--options", str(MODEL / f"cifar_dytox{s}.yaml")]) for s in ("", "_plus", "_plusplus"))
     assert set(difference(base, plus)) == {"options", "mixup"}
     assert set(difference(plus, plusplus)) == {"options", "sam_rho", "sam_adaptive", "sam_skip_first", "sam_mode"}
     imagenet = parse(["--options", str(MODEL / "imagenet_dytox.yaml")])

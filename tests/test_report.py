@@ -23,9 +23,7 @@ def scores(*accuracies: float, known: float = 0.9, nb: int = 100) -> Scores:
     return Scores([nb] * tasks, top1, [nb] * tasks, [round(nb * known)] * tasks, [0.5 * nb] * tasks)
 
 
-def evaluate(
-    report: Report, index: int, *accuracies: float, final: bool = True, epoch: int = 3, **losses: float
-) -> dict:
+def evaluate(report: Report, index: int, *accuracies: float, final: bool = True, epoch: int = 3, **losses: float) -> dict:
     return report.evaluation(
         scores(*accuracies),
         task=Task(index, 10 * index, 10),
@@ -77,9 +75,7 @@ def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path):
     assert names == {"22-03-01-dytox"} | {f"22-03-01-dytox-{i}" for i in range(2, 17)}
 
 
-@pytest.mark.parametrize(
-    "name", ["../../x", "a/b", "a;b", "a\nb", "a\n", "..", ".", "", "-rf", "a b", "a\\b", "x" * 300]
-)
+@pytest.mark.parametrize("name", ["../../x", "a/b", "a;b", "a\nb", "a\n", "..", ".", "", "-rf", "a b", "a\\b", "x" * 300])
 @pytest.mark.parametrize("option", ["data_set", "log_category", "name"])
 def test_names_that_lead_elsewhere_are_refused(tmp_path, option, name):
     names = {"data_set": "CIFAR", "log_category": "misc", "name": "dytox"} | {option: name}
@@ -316,10 +312,7 @@ def test_long_matrices_show_diagonal_and_last_row():
 
 
 def test_text_table_aligns():
-    assert (
-        text_table(["", "a", "long"], [["x", "1", "2"], ["yy", "33"]])
-        == "     a  long\n------------\nx    1     2\nyy  33"
-    )
+    assert text_table(["", "a", "long"], [["x", "1", "2"], ["yy", "33"]]) == "     a  long\n------------\nx    1     2\nyy  33"
 
 
 def test_series_gives_mean_and_sample_deviation():
@@ -425,9 +418,7 @@ def test_a_narrow_terminal_encoding_does_not_stop_a_run(monkeypatch, tmp_path):
     assert (tmp_path / "out").read_text() == "60.0 ? 1.0\n"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (90061, "1 d 1:01:01")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (90061, "1 d 1:01:01")])
 def test_duration(seconds, text):
     assert duration(seconds) == text
 

@@ -121,9 +121,7 @@ def test_a_key_leaves_the_generators_as_they_were():
     assert np.random.get_state()[1].tolist() == before[1] and torch.equal(torch.get_rng_state(), before[2])
 
 
-@pytest.mark.parametrize(
-    "aa", ["rand-foo", "rnd-m9", "rand-m9-", "rand-mx", "rand-m9-tnothing", "original", "rand-m9.5"]
-)
+@pytest.mark.parametrize("aa", ["rand-foo", "rnd-m9", "rand-m9-", "rand-mx", "rand-m9-tnothing", "original", "rand-m9.5"])
 def test_a_setting_that_is_no_randaugment_is_refused(aa: str):
     with pytest.raises(OptionsError, match=r"^aa: ") as caught:
         train(aa=aa)

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# bash train.sh GPUS --options A.yaml B.yaml ... --name NAME --data-path DATA --output-basedir OUT [any option]
+#
+# GPUS: ids such as 0,1 (one process each), cpu (one process), or cpu:N (N processes).
+# Several machines: set NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, as for torchrun.
+# MAX_RESTARTS: how often torchrun may start the job again; it then continues from its newest checkpoint.
+# Ends with the exit code of main.py; SIGTERM is passed on, and makes a run save and stop.
+set -u
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+python=${PYTHON:-python3}
+
+case ${1:-} in
+    cpu) processes=1 device=cpu ;;
+    cpu:*) processes=${1#cpu:} device=cpu ;;
+    [0-9]*) ids=${1%,} && commas=${ids//[!,]/} && processes=$((${#commas} + 1)) device=cuda ;;
+    -h | --help) exec "$python" "$here/main.py" --help ;;
+    *)
+        echo "error: the first argument is GPU ids (0 or 0,1), cpu or cpu:N, not '${1:-}'" >&2
+        exit 2
+        ;;
+esac
+if ! [[ $processes =~ ^[1-9][0-9]*$ ]] || [[ $device == cuda && ! $1 =~ ^[0-9]+(,[0-9]+)*,?$ ]]; then
+    echo "error: the first argument is GPU ids (0 or 0,1), cpu or cpu:N, not '$1'" >&2
+    exit 2
+fi
+shift
+
+# A wrong option is answered at once, without starting any process.
+for word in "$@"; do
+    if [[ $word == --help || $word == -h ]]; then exec "$python" "$here/main.py" --help; fi
+done
+PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} "$python" -m continual.options "$@" || exit $?
+
+[[ $device == cuda ]] && export CUDA_VISIBLE_DEVICES=$ids
+if [[ -z ${OMP_NUM_THREADS:-} ]]; then
+    cores=$("$python" -c "import os; print(len(os.sched_getaffinity(0)))")
+    export OMP_NUM_THREADS=$((cores / processes > 1 ? cores / processes : 1))
+fi
+if [[ -n ${NNODES:-} ]]; then
+    where=(--nnodes "$NNODES" --node-rank "${NODE_RANK:-0}" --master-addr "${MASTER_ADDR:?set MASTER_ADDR}" --master-port "${MASTER_PORT:-29500}")
+else
+    where=(--standalone) # a free port of its own
+fi
+
+DYTOX_EXIT_FILE=$(mktemp)
+export DYTOX_EXIT_FILE
+trap 'rm -f "$DYTOX_EXIT_FILE"' EXIT
+"$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$processes" --max-restarts "${MAX_RESTARTS:-0}" \
+    "$here/main.py" --device "$device" "$@" &
+launcher=$!
+trap 'kill -TERM "$launcher" 2>/dev/null' TERM INT HUP
+
+wait "$launcher"
+code=$?
+while kill -0 "$launcher" 2>/dev/null; do # a signal woke us up: the run is still saving
+    wait "$launcher"
+    code=$?
+done
+if [[ $code -ne 0 && -s $DYTOX_EXIT_FILE ]]; then # torchrun itself ends with 1, and with many lines of its own
+    { read -r code && read -r reason; } <"$DYTOX_EXIT_FILE"
+    echo "$reason" >&2
+fi
+exit "$code"
