@@ -9,6 +9,7 @@ if __name__ == "__main__":
     OPTIONS = parse_or_exit()  # here, so that a wrong option is answered before torch is imported
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,18 +17,19 @@ import numpy as np
 import torch
 
 from continual import distributed, engine, folders, models, optim, recipe, rehearsal, transforms
+from continual.baseline import class_means, nearest_mean_scores
 from continual.checkpoint import Store, as_identity, refuse_another
 from continual.datasets import Benchmark, Images, Samples
-from continual.dytox import freeze
+from continual.dytox import Outputs, freeze
 from continual.errors import Preempted
 from continual.launch import launch
 from continual.mixing import mixing
 from continual.optim import Schedule
 from continual.randomness import seed_of, seeded
 from continual.report import Report
-from continual.run import FINETUNING, TRAINING, Progress, Run
+from continual.run import Progress, Run
 from continual.samplers import StepSampler
-from continual.tasks import Phase, Task
+from continual.tasks import FINETUNING, TRAINING, Phase, Task
 
 EVALUATION_BATCH = 256  # images
 
@@ -54,9 +56,8 @@ class Experiment:
         return (self.options.run.seed, *parts)
 
 
-def main(options: Options, device: torch.device, stop: distributed.StopSignal) -> dict:
+def main(options: Options, place: folders.Place, device: torch.device, stop: distributed.StopSignal) -> dict:
     """One run: every task of one class order. Returns its summary."""
-    place = distributed.on_main(lambda: folders.prepare(options))
     exp = prepare(options, place, device, stop)
     report = Report(place.logs if distributed.is_main() else None, nb_tasks=len(exp.tasks), console=distributed.is_main())
     with report.watched():
@@ -66,8 +67,10 @@ def main(options: Options, device: torch.device, stop: distributed.StopSignal) -
         report.say(greeting(exp, place, memory))
         if options.run.resume:
             resume(run, exp)
+        else:
+            save(run, exp, exp.tasks[0])
         if options.run.eval:
-            return evaluate(run, exp, exp.tasks[len(run.model.classes) - 1])
+            return evaluate(run, exp, recipe.newest_task(exp.tasks, run.model))
         for task in exp.tasks[run.position.task :]:
             learn_task(run, exp, task)
         return report.finish(nb_parameters=models.nb_parameters(run.model), nb_exemplars=len(memory), seconds=run.seconds())
@@ -75,19 +78,28 @@ def main(options: Options, device: torch.device, stop: distributed.StopSignal) -
 
 def learn_task(run: Run, exp: Experiment, task: Task) -> None:
     """One task, from wherever it was left: learn, remember, finetune, evaluate (figure 2 and section 4)."""
-    plan = {"nb_tasks": len(exp.tasks), "replicas": exp.replicas}
+    options, plan = exp.options, {"nb_tasks": len(exp.tasks), "replicas": exp.replicas}
     with seeded(*exp.key("grow", task.index)):
-        run.begin(task)
+        run.begin(task, afresh=options.run.retrain_scratch)
 
     if run.position.stage == TRAINING:
         new_images = exp.benchmark.train(task.index)
-        learn(run, exp, task, recipe.training(exp.options, task, **plan), new_images)
+        if options.run.retrain_scratch:  # a first task that holds everything so far
+            whole, everything = recipe.merged(exp.benchmark, task)
+            learn(run, exp, whole, recipe.training(options, whole, **plan), everything)
+        else:
+            learn(run, exp, task, recipe.training(options, task, **plan), new_images)
+        if options.loss.weight_align and not task.first:
+            run.report.say(f"weight aligning: new classes' weights times {run.model.align():.3f}")
         remember(run, exp, task, new_images)
         run.move(stage=FINETUNING, epoch=0, step=0)
         save(run, exp, task)
 
-    if recipe.finetunes(exp.options, task, exp.benchmark.nb_classes):
-        learn(run, exp, task, recipe.finetuning(exp.options, task, **plan), None)
+    if recipe.finetunes(options, task, exp.benchmark.nb_classes):
+        if options.finetune.finetuning_resetclf and run.position.epoch == run.position.step == 0:
+            with seeded(*exp.key("reset", task.index)):
+                run.model.reset_classifiers()
+        learn(run, exp, task, recipe.finetuning(options, task, **plan), None)
 
     evaluate(run, exp, task, final=True)
     run.move(task=task.index + 1, stage=TRAINING, epoch=0, step=0)
@@ -149,6 +161,9 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
         most_steps=recipe.DEBUG_STEPS if options.run.debug else None,
     )
     loader = exp.loading.loader(exp.images(samples, augment=True), sampler, persistent=True)
+    beside = None
+    if recipe.draws_memory(options, phase, task, run.memory):
+        beside = recipe.beside(options, exp.loading, exp.images, sampler, run.memory, task)
     objective = recipe.objective(options.loss, model, run.teacher, task, phase)
     mix = mixing(options.augment, nb_classes=task.nb_seen, smoothing=options.loss.smoothing)
     title = f"task {task.index + 1}/{len(exp.tasks)} {phase.name}"
@@ -164,6 +179,7 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
             loading=exp.loading,
             mixing=mix,
             sam=sam,
+            beside=beside,
             clip_grad=options.optim.clip_grad,
             at_once=options.optim.replicas_at_once,
         )
@@ -196,24 +212,32 @@ def remember(run: Run, exp: Experiment, task: Task, new_images: Samples) -> None
     quota = memory.quota(task.nb_seen)
     memory.cut(quota)
     rule, _, kind = options.rehearsal.partition("_")
-    augment = recipe.selects_on_augmented(options)
+    choices = options.rehearsal_modes  # so many, each on images augmented anew
     for replica in range(memory.nb_replicas):
-        features = None
-        if rule != "random":
-            features = engine.extract_features(
-                run.model,
-                exp.images(new_images, augment=augment),
-                loading=exp.loading,
-                batch_size=EVALUATION_BATCH,
-                key=exp.key("exemplars", task.index, replica),
-            )
-            features = features[:, -1] if kind == "token" else features.reshape(len(features), -1)  # e_T, or e_1 .. e_T
-        for label in range(task.nb_old, task.nb_seen):
-            of_class = np.flatnonzero(new_images.y == label)
-            rng = np.random.default_rng(seed_of(*exp.key("random exemplars", label, replica)))
-            chosen = rehearsal.RULES[rule](of_class if features is None else features[of_class], quota, rng)
-            memory.add(*new_images.take(of_class[chosen]), replica=replica)
+        ranked: dict[int, list[np.ndarray]] = {label: [] for label in range(task.nb_old, task.nb_seen)}
+        for choice in range(choices):
+            key = exp.key("exemplars", task.index, replica, choice)
+            features = None if rule == "random" else embeddings(run, exp, new_images, kind, key)
+            for label, found in ranked.items():
+                of_class = np.flatnonzero(new_images.y == label)
+                rng = np.random.default_rng(seed_of(*key, label))
+                rows = of_class if features is None else features[of_class]
+                found.append(of_class[rehearsal.RULES[rule](rows, -(-quota // choices), rng)])
+        for found in ranked.values():
+            memory.add(*new_images.take(rehearsal.in_turn(found)[:quota]), replica=replica)
     run.report.say(recipe.budget(memory, task))
+
+
+def embeddings(run: Run, exp: Experiment, samples: Samples, kind: str, key: tuple) -> np.ndarray:
+    """Features to choose exemplars by: kind "token", e_T; "all", e_1 .. e_T one behind the other. (n, D) or (n, T D)"""
+    features = engine.extract_features(
+        run.model,
+        exp.images(samples, augment=recipe.selects_on_augmented(exp.options.rehearsal)),
+        loading=exp.loading,
+        batch_size=EVALUATION_BATCH,
+        key=key,
+    )
+    return features[:, -1] if kind == "token" else features.reshape(len(features), -1)
 
 
 def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> dict:
@@ -225,6 +249,7 @@ def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> d
         loading=exp.loading,
         batch_size=EVALUATION_BATCH,
         spread=exp.options.run.dist_eval,
+        **({"score": nearest_mean(run, exp, task)} if exp.options.rehearsal.nme and len(run.memory) else {}),
     )
     if exp.options.run.eval:
         return run.report.show(scores, task=task)
@@ -239,6 +264,18 @@ def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> d
         nb_parameters=models.nb_parameters(run.model),
         nb_exemplars=len(run.memory),
     )
+
+
+def nearest_mean(run: Run, exp: Experiment, task: Task) -> Callable[[Outputs], torch.Tensor]:
+    """iCaRL's classifier: the nearest mean of exemplars. Classes not yet in memory are out of its reach."""
+    exemplars = Samples(run.memory.x, run.memory.y, run.memory.t)
+    features = engine.extract_features(
+        run.model, exp.images(exemplars, augment=False), loading=exp.loading, batch_size=EVALUATION_BATCH, key=()
+    )
+    device = exp.loading.device
+    labels = torch.from_numpy(exemplars.y).to(device)
+    flat = torch.from_numpy(features.reshape(len(features), -1)).float().to(device)
+    return partial(nearest_mean_scores, means=class_means(flat, labels, task.nb_seen))
 
 
 def save(run: Run, exp: Experiment, task: Task, *, finished: bool = False) -> None:

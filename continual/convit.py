@@ -7,7 +7,7 @@ Letters:  B batch   N patches   s = sqrt(N) patches a side   D embed_dim   H hea
 """
 
 import torch
-from timm.layers import DropPath
+from timm.layers import Attention, DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -146,7 +146,10 @@ class ClassAttention(nn.Module):
 
 
 class SAB(nn.Module):
-    """Self-Attention Block: a ConViT block on the patches (DyTox, eq. 1). (B, N, D) -> (B, N, D)"""
+    """Self-Attention Block: a ConViT block on the patches (DyTox, eq. 1). (B, N, D) -> (B, N, D)
+
+    gated=False puts plain multi-head self-attention (timm's) in the place of GPSA; `grid` then plays no part.
+    """
 
     def __init__(
         self,
@@ -157,10 +160,14 @@ class SAB(nn.Module):
         drop_path: float = 0.0,
         locality_strength: float = 1.0,
         norm: str = "layer",
+        gated: bool = True,
     ):
         super().__init__()
         self.norm1 = NORMS[norm](dim)
-        self.attn = GPSA(dim, nb_heads, grid=grid, locality_strength=locality_strength)
+        if gated:
+            self.attn = GPSA(dim, nb_heads, grid=grid, locality_strength=locality_strength)
+        else:
+            self.attn = Attention(dim, num_heads=nb_heads, qkv_bias=False)
         self.norm2 = NORMS[norm](dim)
         self.mlp = MLP(dim)
         self.drop_path = DropPath(drop_path)
@@ -200,7 +207,10 @@ def init_weights(module: nn.Module) -> None:
 
 
 class ConViT(nn.Module):
-    """Patch embedding and a stack of SABs. Images (B, 3, S, S) -> the output of every SAB, each (B, N, D)."""
+    """Patch embedding and a stack of SABs. Images (B, 3, S, S) -> the output of every SAB, each (B, N, D).
+
+    gated=False makes it a plain vision transformer (without a class token).
+    """
 
     def __init__(
         self,
@@ -213,6 +223,7 @@ class ConViT(nn.Module):
         drop: float = 0.0,
         norm: str = "layer",
         locality_strength: float = 1.0,
+        gated: bool = True,
     ):
         super().__init__()
         self.embed_dim = embed_dim
@@ -221,13 +232,22 @@ class ConViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, grid**2, embed_dim))
         self.drop = nn.Dropout(drop)
         self.sabs = nn.ModuleList(
-            SAB(embed_dim, num_heads, grid=grid, drop_path=rate, locality_strength=locality_strength, norm=norm)
+            SAB(
+                embed_dim,
+                num_heads,
+                grid=grid,
+                drop_path=rate,
+                locality_strength=locality_strength,
+                norm=norm,
+                gated=gated,
+            )
             for rate in drop_path_rates
         )
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.sabs.apply(init_weights)
-        for sab in self.sabs:
-            sab.attn.init_like_convolution()
+        if gated:
+            for sab in self.sabs:
+                sab.attn.init_like_convolution()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.drop(self.patch_embed(images) + self.pos_embed)

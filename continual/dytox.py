@@ -195,11 +195,13 @@ def from_released(
         dim, _, patch_size, _ = state["encoder.patch_embed.proj.weight"].shape
         grid = int(state["encoder.pos_embed"].shape[1] ** 0.5)
         num_heads = state["encoder.sabs.0.attn.gating_param"].shape[0]
+        nb_sabs, nb_tabs = count(r"encoder\.sabs\.(\d+)\."), count(r"tabs\.(\d+)\.")
+        nb_tasks, nb_heads = count(r"task_tokens\.(\d+)"), count(r"heads\.(\d+)\.")
+        sizes = [state[f"heads.{t}.head.weight"].shape for t in range(nb_heads)]
     except KeyError as missing:
         raise ValueError(f"not the weights of a DyTox model: {missing} is missing") from None
-    nb_sabs, nb_tabs = count(r"encoder\.sabs\.(\d+)\."), count(r"tabs\.(\d+)\.")
-    nb_tasks, nb_heads = count(r"task_tokens\.(\d+)"), count(r"heads\.(\d+)\.")
-    sizes = [state[f"heads.{t}.head.weight"].shape for t in range(nb_heads)]
+    if not nb_tasks or not nb_heads:
+        raise ValueError(f"not the weights of a DyTox model: {nb_tasks} task tokens and {nb_heads} classifiers")
     outputs = [rows for rows, _ in sizes]
     newest = state["head_div.head.weight"].shape[0] - 1 if "head_div.head.weight" in state else None
 
@@ -222,6 +224,9 @@ def from_released(
             nb_classes = [outputs[0] - newest, newest]
         else:
             raise ValueError(f"one classifier for {nb_tasks} tasks: nb_classes, the classes of each task, must be given")
+
+    if min(nb_classes, default=0) < 1:
+        raise ValueError(f"weights do not fit a {ind_clf or 'single'} classifier: tasks of {nb_classes} classes")
 
     norm = "scale" if "encoder.sabs.0.norm1.g" in state else "layer"
     encoder = ConViT(

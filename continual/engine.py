@@ -4,10 +4,10 @@ Letters:  B batch   T tasks seen   D embed_dim   C_all classes seen
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from continual import distributed
+from continual.dytox import Outputs
 from continual.errors import NonFiniteLoss
 from continual.losses import Objective
 from continual.metrics import Scores
@@ -76,6 +77,31 @@ class Sums:
         self.by_name = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["by_name"].items()}
 
 
+class Batch(NamedTuple):
+    """One pass through the model: images of one or more replicas, and how much their loss counts."""
+
+    replica: int  # the first of them
+    name: str  # which of the step's passes this is
+    images: Tensor  # (B, 3, S, S)
+    targets: Tensor  # (B,) labels or (B, C_all) soft
+    weight: float
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Batches of the memory that go with every step: for SAM's two gradients, and for replay.
+
+    loader: over a MemorySampler with max(1, nb_replays) draws. weight_new: how much the step's own loss counts beside the
+    replayed ones, which share the rest.
+    """
+
+    loader: DataLoader
+    sam_first: bool = False  # SAM climbs along the memory's gradient
+    sam_second: bool = False  # SAM steps along the memory's gradient
+    nb_replays: int = 0
+    weight_new: float = 1.0
+
+
 def train_one_epoch(
     model: nn.Module,
     loader: DataLoader,
@@ -85,6 +111,7 @@ def train_one_epoch(
     loading: Loading,
     mixing: Mixing | None = None,
     sam: Sam | None = None,
+    beside: Beside | None = None,
     clip_grad: float | None = None,
     at_once: int = 1,
 ) -> Iterator[tuple[dict[str, Tensor], int]]:
@@ -96,25 +123,36 @@ def train_one_epoch(
     """
     sampler: StepSampler = loader.batch_sampler
     share, key = len(sampler.mine), (*sampler.key, sampler.epoch)
-    batches = iter(loader)
-    step = sampler.first_step
-    while replicas := list(islice(batches, share)):
-        images, targets = [], []
-        for replica, batch in zip(sampler.mine, replicas, strict=True):
-            x, y = loading.to_device(batch)
-            x, y = mixing(x, y, (*key, "mixing", replica, step)) if mixing else (x, y)
-            images.append(x)
-            targets.append(y)
-        passes = []
-        for first in range(0, share, at_once):
-            part = slice(first, first + at_once)
-            passes.append((sampler.mine[first], torch.cat(images[part]), torch.cat(targets[part])))
+    own, from_memory = iter(loader), iter(beside.loader) if beside else None
+    nb_draws = max(1, beside.nb_replays) if beside else 0
 
-        losses = backward(model, objective, passes, loading=loading, key=(*key, step), share=share)
+    def take(batches: Iterator, nb_draws: int, what: str, step: int, weight: float) -> list[Batch]:
+        """The next batches of every replica, mixed, `at_once` replicas in one."""
+        drawn = [[(r, *loading.to_device(next(batches))) for _ in range(nb_draws)] for r in sampler.mine]
+        taken = []
+        for draw, of_replicas in enumerate(zip(*drawn, strict=True)):
+            mixed = [(r, *(mixing(x, y, (*key, what, r, step, draw)) if mixing else (x, y))) for r, x, y in of_replicas]
+            for start in range(0, share, at_once):
+                replicas, images, targets = zip(*mixed[start : start + at_once], strict=True)
+                part = weight * len(replicas) / share
+                taken.append(Batch(replicas[0], f"{what} {draw}", torch.cat(images), torch.cat(targets), part))
+        return taken
+
+    for step in range(sampler.first_step, sampler.nb_steps):
+        main = take(own, 1, "mixing", step, beside.weight_new if beside and beside.nb_replays else 1.0)
+        memory = take(from_memory, nb_draws, "memory mixing", step, 1 / nb_draws) if beside else []
+        if beside and beside.nb_replays:
+            main += [each._replace(weight=each.weight * (1 - beside.weight_new)) for each in memory]
+        climbs = sam is not None and sam.looks()
+        first = memory if climbs and beside and beside.sam_first else main
+        second = memory if climbs and beside and beside.sam_second else main
+
+        losses = backward(model, objective, first, loading=loading, key=(*key, step))
         stop_if_not_finite(losses, where=f"epoch {sampler.epoch + 1}, step {step + 1}")
-        if sam is not None and sam.looks():
+        if climbs:
             sam.perturb()
-            backward(model, objective, passes, loading=loading, key=(*key, step, "sam"), share=share)
+            perturbed = backward(model, objective, second, loading=loading, key=(*key, step, "sam"))
+            stop_if_not_finite(perturbed, where=f"epoch {sampler.epoch + 1}, step {step + 1}, at SAM's perturbed point")
             sam.restore()
         elif sam is not None:
             sam.reuse()
@@ -122,29 +160,21 @@ def train_one_epoch(
             nn.utils.clip_grad_norm_(trained(model), clip_grad)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        step += 1
-        yield losses, sum(len(x) for x in images)
+        yield losses, share * sampler.batch_size
 
 
 def backward(
-    model: nn.Module,
-    objective: Objective,
-    passes: list[tuple[int, Tensor, Tensor]],
-    *,
-    loading: Loading,
-    key: tuple,
-    share: int,
+    model: nn.Module, objective: Objective, batches: list[Batch], *, loading: Loading, key: tuple
 ) -> dict[str, Tensor]:
-    """Add up the gradients of the process's replicas, then average over processes. Returns the mean losses of all replicas.
+    """Add up the gradients of the process's batches, then average over processes. Returns the losses of all, so weighed.
 
-    passes: (first replica, images, targets) each. Every pass seeds DropPath's draws with its own key, so that they do not
-    depend on which process carries it. Non-finite losses must be looked for by the caller, in what is returned.
+    Every pass seeds the model's random draws with its own key, so that they do not depend on which process carries it.
+    Whether the losses are finite is the caller's to look at.
     """
     mean: dict[str, Tensor] = {}
-    for i, (replica, images, targets) in enumerate(passes):
-        torch.manual_seed(seed_of(*key, "model", replica))
-        weight = len(images) / sum(len(x) for _, x, _ in passes)
-        with distributed.accumulating(model, more_to_come=i < len(passes) - 1):
+    for i, (replica, name, images, targets, weight) in enumerate(batches):
+        torch.manual_seed(seed_of(*key, "model", name, replica))
+        with distributed.accumulating(model, more_to_come=i < len(batches) - 1):
             with loading.precision():
                 losses = objective(images, targets)
             (losses["total"] * weight).backward()
@@ -181,13 +211,20 @@ def batches_of_this_process(nb_samples: int, batch_size: int, *, spread: bool = 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, dataset: Dataset, tasks: Sequence[Task], *, loading: Loading, batch_size: int, spread: bool
+    model: nn.Module,
+    dataset: Dataset,
+    tasks: Sequence[Task],
+    *,
+    loading: Loading,
+    batch_size: int,
+    spread: bool,
+    score: Callable[[Outputs], Tensor] = lambda outputs: outputs.logits,
 ) -> Scores:
     """Score the model, as it stands, on images of the given tasks, all of them seen. The counts are over all processes.
 
     spread: each process evaluates its share (`dist_eval`); else every process evaluates everything.
+    score: Outputs -> (B, C_all), the higher the likelier.
     """
-    upper = torch.tensor([task.nb_seen for task in tasks], device=loading.device)
     of_task = torch.repeat_interleave(
         torch.arange(len(tasks), device=loading.device),
         torch.tensor([task.nb_new for task in tasks], device=loading.device),
@@ -196,8 +233,8 @@ def evaluate(
     for batch in loading.loader(dataset, batches_of_this_process(len(dataset), batch_size, spread=spread)):
         images, labels = loading.to_device(batch)
         with evaluating(model), loading.precision():
-            logits = model(images).logits
-        logits = logits.float()[:, : upper[-1]]
+            outputs = model(images)
+        logits = score(outputs).float()
         task = of_task[labels]  # (B,)
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
         hits = ranked == labels[:, None]

@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 
 from continual.errors import CheckpointError
-from continual.options import Options, dump
+from continual.options import Options, dump, replace
 from continual.report import run_folder, write_json
 
 PLACE = "run.json"
@@ -18,7 +18,7 @@ class Place:
     checkpoints: Path
 
 
-def prepare(options: Options, *, suffix: str = "") -> Place:
+def prepare(options: Options) -> Place:
     """Make (or, with `resume`, find) the folders of a run, and keep the options in both.
 
     Raises OSError if a folder cannot be made, CheckpointError if there is nothing to resume.
@@ -26,14 +26,25 @@ def prepare(options: Options, *, suffix: str = "") -> Place:
     run = options.run
     if run.resume:
         return reopen(Path(run.resume))
-    logs = run_folder(run.log_path, options.data.data_set, run.log_category, (run.name or "run") + suffix, today=date.today())
-    checkpoints = Path(run.output_basedir) / logs.relative_to(run.log_path)
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    place = Place(logs.resolve(), checkpoints.resolve())
+    logs = run_folder(run.log_path, options.data.data_set, run.log_category, run.name or "run", today=date.today())
+    place = Place(logs.resolve(), (Path(run.output_basedir) / logs.relative_to(run.log_path)).resolve())
+    _furnish(place, options)
+    return place
+
+
+def prepare_inside(options: Options, place: Place) -> Options:
+    """Make the folders of one run of a series; returns its options, told to resume if it has begun already."""
+    if any(place.checkpoints.glob("*.pt")):
+        return replace(options, resume=str(place.checkpoints), start_task=0)
+    _furnish(place, options)
+    return replace(options, resume="", start_task=0, eval=False, resume_anyway=False)
+
+
+def _furnish(place: Place, options: Options) -> None:
     for folder in (place.logs, place.checkpoints):
+        folder.mkdir(parents=True, exist_ok=True)
         dump(options, folder / "options.yaml")
         write_json(folder / PLACE, {"logs": str(place.logs), "checkpoints": str(place.checkpoints)})
-    return place
 
 
 def reopen(folder: Path) -> Place:

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from continual import distributed
+from continual import distributed, series
 from continual.errors import Refused
 from continual.options import Options
 
@@ -14,11 +14,11 @@ EXIT_FILE = "DYTOX_EXIT_FILE"  # where train.sh reads exit code and reason: torc
 
 
 def launch(main: Callable, options: Options) -> int:
-    """Run `main(options, device, stop)` as one of however many processes there are. Returns the exit code."""
+    """Run `main`, or a series of it, as one of however many processes there are. Returns the exit code."""
     stop = distributed.StopSignal()
     try:
         device = distributed.start(options.run.device, timeout=options.run.process_timeout)
-        main(options, device, stop)
+        series.run_all(main, options, device, stop)
     except Refused as refused:
         return _leave(refused.exit_code, f"error: {refused}", everywhere=refused.everywhere)
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from continual.errors import OptionsError
 from continual.tasks import Task
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -50,6 +51,8 @@ def pod_embedding(maps: Tensor, scales: list[int]) -> Tensor:
     parts = []
     for scale in scales:
         side = maps.shape[-1] // scale
+        if not side:
+            raise OptionsError(f"pod_scales: a map of {maps.shape[-1]} x {maps.shape[-1]} cannot be cut into {scale} x {scale}")
         for row in range(scale):
             for col in range(scale):
                 cell = maps[..., row * side : (row + 1) * side, col * side : (col + 1) * side]

@@ -64,16 +64,25 @@ class Schedule:
             noise_std=options.lr_noise_std,
             plateau_mode="min",
         )
+        self.plateau = options.sched == "plateau"
+        if self.plateau and not options.warmup_epochs:
+            self.scheduler.warmup_t = -1  # timm warms up in epoch 0 even so, and would stay at `warmup_lr`
 
     def step(self, epoch: int, loss: float) -> None:
         """Call after epoch `epoch`, whose mean training loss was `loss`."""
         self.scheduler.step(epoch, loss)
 
     def state_dict(self) -> dict:
-        return self.scheduler.state_dict()
+        state = self.scheduler.state_dict()
+        if self.plateau:  # timm leaves out how long the loss has not fallen, and the rate below the noise
+            state |= {"counters": self.scheduler.lr_scheduler.state_dict(), "restore_lr": self.scheduler.restore_lr}
+        return state
 
     def load_state_dict(self, state: dict) -> None:
         self.scheduler.load_state_dict(state)
+        if self.plateau:
+            self.scheduler.lr_scheduler.load_state_dict(state["counters"])
+            self.scheduler.restore_lr = state["restore_lr"]
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter], *, adaptive: bool = False) -> Tensor:

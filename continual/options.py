@@ -280,7 +280,9 @@ class Rehearsal(Section):
     oversample_memory: int = option(1, "how often an exemplar stands in the training set", COUNT)
     oversample_memory_ft: int = option(1, "how often an exemplar stands in the finetuning set", COUNT)
     sep_memory: bool = option(False, "keep the memory out of the training set")
-    replay_memory: int = option(0, "with sep_memory: steps on a batch of the memory after each training step", NOT_NEGATIVE)
+    replay_memory: int = option(
+        0, "with sep_memory: batches of the memory whose loss joins that of each new batch", within=NOT_NEGATIVE
+    )
     only_ft: bool = option(False, "from the second task on, train on the memory alone")
     nme: bool = option(False, "iCaRL: classify by the nearest mean of exemplars, not by the classifier")
 
@@ -368,7 +370,7 @@ class Run(Section):
     )
     dist_eval: bool = option(False, "share the evaluation among the processes")
     retrain_scratch: bool = option(False, "at each task, train a new model on all images of the classes seen")
-    debug: bool = option(False, "one batch per epoch, to try a setting out")
+    debug: bool = option(False, "at most two epochs a phase and two steps an epoch, to try a setting out")
 
     def check(self) -> None:
         for key in ("name", "log_category"):
@@ -410,8 +412,6 @@ class Options:
             for key in ("freeze_task", "freeze_ft"):
                 tokens = {"tab", "task_tokens", "old_task_tokens", "head_div"}.intersection(getattr(self.finetune, key))
                 require(not tokens, f"{key}, dytox", f"without dytox there is no {_some(sorted(tokens))}")
-        maps = model.model in ("convit", "vit")
-        require(maps or not loss.pod, "pod, model", f"pod needs the blocks of convit or vit, not {model.model}")
         reason = "nme leaves the classifier aside, weight_align changes nothing else; set one of them"
         require(not (loss.weight_align and self.rehearsal.nme), "weight_align, nme", reason)
         reason = "finetuning is on the memory; memory_size is 0"

@@ -1,16 +1,19 @@
 """What the options mean for one task: phases, losses, memory, training set. Section numbers are of arXiv 2111.11326."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 from torch import nn
 
-from continual.datasets import Benchmark, Samples, load
+from continual.datasets import Benchmark, Images, Samples, load
+from continual.engine import Beside, Loading
 from continual.losses import Objective, binary_cross_entropy, cross_entropy
 from continual.optim import Sam, scaled_lr, trained
 from continual.options import Data, Losses, Optimisation, Options, Rehearsal
 from continual.rehearsal import Memory
-from continual.tasks import Phase, Task
+from continual.samplers import MemorySampler, StepSampler
+from continual.tasks import FINETUNING, TRAINING, Phase, Task
 
 DEBUG_EPOCHS = DEBUG_STEPS = 2
 
@@ -44,7 +47,7 @@ def training(options: Options, task: Task, *, nb_tasks: int, replicas: int) -> P
         warmup_lr = optim.warmup_lr if optim.incremental_warmup_lr is None else optim.incremental_warmup_lr
         epochs, frozen = optim.epochs, options.finetune.freeze_task
     return Phase(
-        name="training",
+        name=TRAINING,
         epochs=min(epochs, DEBUG_EPOCHS) if options.run.debug else epochs,
         batch_size=batch,
         lr=scaled_lr(lr, batch, replicas),
@@ -60,7 +63,8 @@ def training(options: Options, task: Task, *, nb_tasks: int, replicas: int) -> P
 
 def finetunes(options: Options, task: Task, nb_classes: int) -> bool:
     """From the second task on, or when one task holds all classes."""
-    return bool(options.finetune.finetuning) and (not task.first or task.nb_new == nb_classes)
+    wanted = bool(options.finetune.finetuning) and not options.run.retrain_scratch
+    return wanted and (not task.first or task.nb_new == nb_classes)
 
 
 def finetuning(options: Options, task: Task, *, nb_tasks: int, replicas: int) -> Phase:
@@ -68,7 +72,7 @@ def finetuning(options: Options, task: Task, *, nb_tasks: int, replicas: int) ->
     finetune, batch = options.finetune, batch_size(options.optim, task)
     shuffled = "repeated" if options.augment.repeated_aug else "shuffled"
     return Phase(
-        name="finetuning",
+        name=FINETUNING,
         epochs=min(finetune.finetuning_epochs, DEBUG_EPOCHS) if options.run.debug else finetune.finetuning_epochs,
         batch_size=batch,
         lr=scaled_lr(finetune.finetuning_lr, batch, replicas),
@@ -97,6 +101,33 @@ def objective(options: Losses, model: nn.Module, teacher: nn.Module | None, task
         head_div=options.head_div if phase.divergence else 0.0,
         pod=pod,
         pod_scales=options.pod_scales,
+    )
+
+
+def draws_memory(options: Options, phase: Phase, task: Task, memory: Memory) -> bool:
+    """Whether steps of this phase take batches of the memory beside their own: for SAM, or to replay it."""
+    sam = phase.sam_rho > 0 and "memory" in (options.sam.sam_first, options.sam.sam_second)
+    replay = options.rehearsal.replay_memory > 0 and phase.name == TRAINING
+    return (sam or replay) and not task.first and len(memory) > 0
+
+
+def beside(
+    options: Options, loading: Loading, images: Callable[..., Images], sampler: StepSampler, memory: Memory, task: Task
+) -> Beside:
+    """Batches of the memory for every step.
+
+    Replayed ones count as in van de Ven & Tolias (2018): 1 / T for the new batch of task T, the rest for the replayed.
+    """
+    nb_replays = options.rehearsal.replay_memory if sampler.key[1] == TRAINING else 0
+    exemplars = Samples(memory.x, memory.y, memory.t)
+    views = [memory.view(replica) for replica in range(len(sampler.views))]
+    batches = MemorySampler(sampler, views, nb_draws=max(1, nb_replays))
+    return Beside(
+        loading.loader(images(exemplars, augment=True), batches, persistent=True),
+        sam_first=options.sam.sam_first == "memory",
+        sam_second=options.sam.sam_second == "memory",
+        nb_replays=nb_replays,
+        weight_new=1 / (task.index + 1),
     )
 
 
@@ -141,6 +172,17 @@ def training_set(
     views = [np.concatenate([np.arange(nb_new), *[nb_new + memory.view(r)] * times]) for r in range(replicas)]
     parts = [new_images] * (new_images is not None) + [Samples(memory.x, memory.y, memory.t)] * (len(memory) > 0)
     return Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))), views
+
+
+def merged(benchmark: Benchmark, task: Task) -> tuple[Task, Samples]:
+    """All classes seen as one first task, and their training images."""
+    parts = [benchmark.train(index) for index in range(task.index + 1)]
+    return Task(0, 0, task.nb_seen), Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def newest_task(tasks: Sequence[Task], model: nn.Module) -> Task:
+    """The task whose classes the model knows already."""
+    return next(task for task in reversed(tasks) if task.nb_seen <= sum(model.classes))
 
 
 def selects_on_augmented(options: Rehearsal) -> bool:

@@ -51,6 +51,13 @@ def icarl(features: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
 RULES = {"random": random, "closest": closest, "furthest": furthest, "icarl": icarl}
 
 
+def in_turn(choices: list[np.ndarray]) -> np.ndarray:
+    """Several choices as one: the first of each, then the second of each, and so on; repetitions stay."""
+    longest = max(map(len, choices), default=0)
+    ranks = [[choice[rank] for choice in choices if rank < len(choice)] for rank in range(longest)]
+    return np.array([index for rank in ranks for index in rank], dtype=int)
+
+
 @dataclass
 class Memory:
     """Exemplars, in order of importance within a class, classes in order of arrival.
@@ -77,7 +84,7 @@ class Memory:
         return self.memory_size // self.nb_replicas // (self.nb_classes or nb_seen)
 
     def check(self, nb_classes: int) -> None:
-        """Raise OptionsError if some class would go without an exemplar."""
+        """Raise OptionsError if at the end some class would go without an exemplar."""
         needed = nb_classes * self.nb_replicas
         if 0 < self.memory_size < needed:
             per_replica = f" and {self.nb_replicas} replicas with a memory each" if self.nb_replicas > 1 else ""

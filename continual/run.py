@@ -14,9 +14,7 @@ from continual.engine import Sums
 from continual.optim import Sam, Schedule
 from continual.rehearsal import Memory
 from continual.report import Report
-from continual.tasks import Task
-
-TRAINING, FINETUNING = "training", "finetuning"
+from continual.tasks import TRAINING, Task
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,16 @@ class Run:
         self._seconds_before, self._begun = 0.0, time.monotonic()
         self._resumed: dict[str, Any] | None = None  # of the phase under way, until it is entered
 
-    def begin(self, task: Task) -> None:
-        """Second task on: teacher = the model as it stands. Then grow the model. Nothing if that was done before."""
-        if len(self.model.classes) > task.index:
+    def begin(self, task: Task, *, afresh: bool = False) -> None:
+        """Second task on: teacher = the model as it stands. Then grow the model. Nothing if that was done before.
+
+        afresh: make a new model in its place, which meets all of `nb_seen` classes at once, and has no teacher.
+        """
+        if sum(self.model.classes) == task.nb_seen:
+            return
+        if afresh:
+            self.model = self.build().to(self.device)
+            self.model.add_task(task.nb_seen)
             return
         if not task.first:
             self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from continual.randomness import seed_of
+
 REPEATS = 3  # repeated augmentation: copies of an image in a row (Hoffer et al., CVPR 2020; DeiT)
 
 
@@ -92,3 +94,28 @@ class StepSampler(Sampler[list[Item]]):
                     (int(self.views[replica][index]), (*self.key, self.epoch, replica, start + i))
                     for i, index in enumerate(batch)
                 ]
+
+
+class MemorySampler(Sampler[list[Item]]):
+    """Batches of exemplars beside those of a StepSampler: for each step and replica, `nb_draws` batches.
+
+    Each is drawn without replacement (if there are enough exemplars) from the replica's memory, by the step's key alone.
+    views: for each replica, the indices of its exemplars.
+    """
+
+    def __init__(self, beside: StepSampler, views: Sequence[np.ndarray], *, nb_draws: int):
+        self.beside, self.views, self.nb_draws = beside, views, nb_draws
+
+    def __len__(self) -> int:
+        return len(self.beside) * self.nb_draws
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        main = self.beside
+        for step in range(main.first_step, main.nb_steps):
+            for replica in main.mine:
+                for draw in range(self.nb_draws):
+                    key = (*main.key, "memory", main.epoch, replica, step, draw)
+                    view = self.views[replica]
+                    rng = np.random.default_rng(seed_of(*key))
+                    chosen = rng.choice(view, size=main.batch_size, replace=len(view) < main.batch_size)
+                    yield [(int(index), (*key, i)) for i, index in enumerate(chosen)]

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+TRAINING, FINETUNING = "training", "finetuning"  # the two phases of a task
+
 
 @dataclass(frozen=True)
 class Task:
@@ -25,7 +27,7 @@ class Task:
 class Phase:
     """One phase of training. Training and finetuning are two values of this type, run by one function."""
 
-    name: str  # "training" or "finetuning"
+    name: str  # TRAINING or FINETUNING
     epochs: int
     batch_size: int  # of one replica
     lr: float  # peak (or constant) learning rate, already scaled to the batch

@@ -1,0 +1,92 @@
+"""Encoders: the paper's, and any model of timm in its place.
+
+An encoder has an attribute `embed_dim` (D) and turns images (B, 3, S, S) into a list of feature maps (B, N, D), one per block;
+the last is what the task tokens or the classifier read. The maps before it, which POD compares, may have other N and D.
+"""
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from continual.convit import ConViT
+from continual.errors import DataError, OptionsError
+from continual.options import Model
+
+
+class TimmEncoder(nn.Module):
+    """The feature maps of a timm model; each cell of the last is projected to a token.
+
+    name: of a model with `features_only`: CNNs (ResNet, ConvNeXt, ...) and transformers (ViT, Swin, ...). A network made for
+    224 pixels ends in a small map: at 32 pixels a ResNet's last has a single cell, so choose a larger `input_size`.
+    Raises OptionsError if timm has no such model or it does not fit, DataError if its weights cannot be fetched.
+    """
+
+    def __init__(self, name: str, *, input_size: int, embed_dim: int, drop_path: float, pretrained: bool):
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.body = _features_of(name, input_size=input_size, drop_path=drop_path, pretrained=pretrained)
+        self.channels = self.body.feature_info.channels()
+        self.project = nn.Linear(self.channels[-1], embed_dim)
+        self._try(input_size)
+
+    @torch.no_grad()
+    def _try(self, input_size: int) -> None:
+        self.body.eval()
+        try:
+            self(torch.zeros(1, 3, input_size, input_size))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise OptionsError(f"model, input_size: it does not take {input_size} px images: {_first_line(error)}") from None
+        self.body.train()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = [
+            # (B, C, h, w), or (B, h, w, C) from some -> (B, N, C)
+            each.flatten(2).transpose(1, 2) if each.shape[1] == nb_channels else each.flatten(1, 2)
+            for each, nb_channels in zip(self.body(images), self.channels, strict=True)
+        ]
+        return [*maps, self.project(maps[-1])]
+
+
+def _features_of(name: str, *, input_size: int, drop_path: float, pretrained: bool) -> nn.Module:
+    if not timm.is_model(name):
+        near = timm.list_models(f"{name[:4]}*")[:5]
+        raise OptionsError(f"model: timm has no {name!r}" + (f"; it has {', '.join(near)}, ..." if near else ""))
+    wishes = [{"img_size": input_size, "drop_path_rate": drop_path}, {"drop_path_rate": drop_path}, {}]
+    for wish in wishes:  # networks differ in what they take: CNNs need no image size
+        try:
+            return timm.create_model(name, pretrained=pretrained, features_only=True, **wish)
+        except TypeError:
+            continue
+        except Exception as error:
+            reason = _first_line(error)
+            if pretrained:
+                raise DataError(f"model: the weights of {name} could not be fetched: {reason}") from None
+            raise OptionsError(f"model: timm:{name} cannot be the encoder of {input_size} px images: {reason}") from None
+    raise OptionsError(f"model: timm:{name} gives no feature maps")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def build_encoder(options: Model, drop_path_rates: list[float]) -> nn.Module:
+    """The encoder that the options name. drop_path_rates: of its blocks (convit, vit)."""
+    if options.model.startswith("timm:"):
+        return TimmEncoder(
+            options.model.removeprefix("timm:"),
+            input_size=options.input_size,
+            embed_dim=options.embed_dim,
+            drop_path=options.drop_path,
+            pretrained=options.pretrained,
+        )
+    return ConViT(
+        input_size=options.input_size,
+        patch_size=options.patch_size,
+        embed_dim=options.embed_dim,
+        num_heads=options.num_heads,
+        drop_path_rates=drop_path_rates,
+        drop=options.drop,
+        norm=options.norm,
+        locality_strength=options.locality_strength,
+        gated=options.model == "convit",
+    )

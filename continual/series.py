@@ -1,0 +1,65 @@
+"""One command, several runs: every class order with every seed, each in its own folder, and their mean at the end."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from continual import distributed, folders
+from continual.folders import Place
+from continual.options import Options, replace
+from continual.report import summarise, write_json
+
+Main = Callable[[Options, Place, torch.device, distributed.StopSignal], dict]
+
+
+def run_all(main: Main, options: Options, device: torch.device, stop: distributed.StopSignal) -> None:
+    """Call `main` once for every class order and seed, each from the options as given; alone, it is simply called.
+
+    A series that is resumed keeps the runs that are done, goes on with the one under way, and begins the others.
+    """
+    place = distributed.on_main(lambda: folders.prepare(options))
+    runs = of_series(options)
+    if not runs:
+        main(options, place, device, stop)
+        return
+    summaries = []
+    for number, (label, one) in enumerate(runs.items(), start=1):
+        inside = Place(place.logs / label, place.checkpoints / label)
+        done = distributed.on_main(lambda inside=inside: _summary(inside.logs))
+        if done is None:
+            _say(f"--- run {number} of {len(runs)}: {label}")
+            one = distributed.on_main(lambda one=one, inside=inside: folders.prepare_inside(one, inside))
+            done = main(one, inside, device, stop)
+        else:
+            _say(f"--- run {number} of {len(runs)}: {label} is done already")
+        summaries.append(done)
+    text, figures = summarise(summaries)
+    _say(f"\n{text}\n")
+    if distributed.is_main():
+        write_json(place.logs / "series.json", {"runs": list(runs), **figures})
+
+
+def of_series(options: Options) -> dict[str, Options]:
+    """The runs of a series by name; empty if the options are of a single run."""
+    orders, seeds = options.data.class_orders(), options.run.seeds or (options.run.seed,)
+    if len(orders) == 1 and not options.run.seeds:
+        return {}
+    return {
+        f"order-{number}-seed-{seed}" if len(orders) > 1 else f"seed-{seed}": replace(
+            options, class_order=order, seed=seed, seeds=()
+        )
+        for number, order in enumerate(orders, start=1)
+        for seed in seeds
+    }
+
+
+def _summary(logs: Path) -> dict | None:
+    path = logs / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _say(text: str) -> None:
+    if distributed.is_main():
+        print(text, flush=True)

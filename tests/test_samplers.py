@@ -1,0 +1,157 @@
+"""Which image goes where: against the released code's repeated augmentation, and for any number of replicas and processes."""
+
+import numpy as np
+import pytest
+from stored import table
+
+from continual.samplers import SAMPLERS, StepSampler, repeated_augmentation, sequential, shuffled
+
+# Orders
+
+
+@pytest.mark.parametrize(
+    "stored",
+    table("repeated_augmentation"),
+    ids=lambda e: f"{e['dataset_size']} images, {e['replicas']} replicas, epoch {e['epoch']}",
+)
+def test_repeated_augmentation_of_the_released_code(stored):
+    order = repeated_augmentation(stored["dataset_size"], stored["replicas"], stored["epoch"])
+    assert order.shape == (stored["replicas"], stored["length_per_replica"])
+    assert len(stored["first_30"]) == stored["replicas"]
+    assert order[:, :30].tolist() == stored["first_30"]
+
+
+LENGTHS = [(255, 1, 255), (100, 3, 33), (2, 4, 1), (1, 1, 1), (256, 1, 256)]
+
+
+@pytest.mark.parametrize(("nb_samples", "nb_replicas", "length"), LENGTHS)
+    ("nb_samples", "nb_replicas", "length"), [(255, 1, 255), (100, 3, 33), (2, 4, 1), (1, 1, 1), (256, 1, 256)]
+)
+def test_repeated_augmentation_of_few_images(nb_samples, nb_replicas, length):
+    order = repeated_augmentation(nb_samples, nb_replicas, 0)
+    assert order.shape == (nb_replicas, length)
+    assert order.min() >= 0 and order.max() < nb_samples
+
+
+def test_variants_of_an_image_go_to_different_replicas():
+    order = repeated_augmentation(100, 3, 0)
+    assert (order == order[:1]).all()
+    assert len(set(order[0].tolist())) == 33
+
+
+@pytest.mark.parametrize(("nb_samples", "nb_replicas"), [(12, 1), (12, 3), (13, 3), (2, 5)])
+def test_shuffled_sees_every_image(nb_samples, nb_replicas):
+    order = shuffled(nb_samples, nb_replicas, 0)
+    length = -(-nb_samples // nb_replicas)
+    assert order.shape == (nb_replicas, length)
+    dealt = order.T.flatten()
+    assert sorted(dealt[:nb_samples].tolist()) == list(range(nb_samples))
+    padding = dealt[nb_samples:]
+    assert padding.tolist() == np.resize(dealt[:nb_samples], len(padding)).tolist()
+
+
+@pytest.mark.parametrize("order", [repeated_augmentation, shuffled])
+def test_epochs_differ_and_come_back(order):
+    assert not np.array_equal(order(50, 2, 0), order(50, 2, 1))
+    assert np.array_equal(order(50, 2, 1), order(50, 2, 1))
+
+
+def test_sequential_shows_everything_to_everyone_in_order():
+    assert sequential(4, 2, 0).tolist() == sequential(4, 2, 9).tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+# Batches
+
+
+def step_sampler(
+    sampler: str = "shuffled", *, nb_samples: int = 22, mine: tuple[int, ...] = (0, 1), replicas: int = 2, **options: object
+) -> StepSampler:
+    views = [100 + np.arange(nb_samples)] * replicas
+    return StepSampler(sampler, views, mine=mine, **({"batch_size": 4, "key": (7, "training")} | options))
+
+
+def indices(batches: list) -> list[list[int]]:
+    return [[index for index, _ in batch] for batch in batches]
+
+
+def test_batches_come_replica_by_replica():
+    sampler = step_sampler()
+    order = 100 + shuffled(22, 2, 0)  # 11 each: two full batches, the rest is dropped
+    expected = [order[replica, start : start + 4].tolist() for start in (0, 4) for replica in (0, 1)]
+    assert indices(list(sampler)) == expected
+    assert len(sampler) == 4 and sampler.nb_steps == 2
+
+
+@pytest.mark.parametrize(
+    ("sampler", "nb_samples", "sizes"),
+    [
+        ("shuffled", 12, [4, 4, 4]),
+        ("shuffled", 11, [4, 4]),
+        ("shuffled", 5, [4]),
+        ("shuffled", 4, [4]),
+        ("shuffled", 3, [3]),
+        ("repeated", 11, [4, 4]),
+        ("repeated", 3, [3]),
+        ("sequential", 11, [4, 4, 3]),
+        ("sequential", 5, [4, 1]),
+        ("sequential", 3, [3]),
+    ],
+)
+def test_the_last_batch_is_dropped_if_there_are_more_and_images_are_shuffled(sampler, nb_samples, sizes):
+    batches = step_sampler(sampler, nb_samples=nb_samples, replicas=1, mine=(0,))
+    assert [len(batch) for batch in batches] == sizes
+    assert len(batches) == batches.nb_steps == len(sizes)
+
+
+def test_a_trial_ends_early():
+    whole = list(step_sampler("sequential"))
+    assert list(step_sampler("sequential", most_steps=2)) == whole[:4]
+    assert list(step_sampler("sequential", most_steps=99)) == whole
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("mine", [(0, 1), (1,)])
+def test_an_epoch_resumes_at_any_step(sampler, mine):
+    batches = step_sampler(sampler, mine=mine)
+    batches.set_epoch(3)
+    whole = list(batches)
+    for first_step in range(batches.nb_steps + 1):
+        fresh = step_sampler(sampler, mine=mine)
+        fresh.set_epoch(3, first_step)
+        assert list(fresh) == whole[first_step * len(mine) :]
+        assert len(fresh) == len(whole) - first_step * len(mine)
+    batches.set_epoch(4)
+    assert len(list(batches)) == len(whole) and list(batches) != whole
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_keys_are_unique(sampler):
+    batches = step_sampler(sampler)
+    keys = []
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        keys += [key for batch in batches for _, key in batch]
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == (7, "training", 0, 0, 0)
+    assert all(key[:2] == (7, "training") for key in keys)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("shares", [[(0, 1), (2, 3)], [(0,), (1,), (2,), (3,)], [(0, 2), (1, 3)]])
+def test_processes_together_see_what_one_sees(sampler, shares):
+    options = {"nb_samples": 40, "replicas": 4, "batch_size": 3}
+    alone = list(step_sampler(sampler, mine=(0, 1, 2, 3), **options))
+    processes = [list(step_sampler(sampler, mine=mine, **options)) for mine in shares]
+    for step in range(len(alone) // 4):
+        by_replica = {}
+        for mine, batches in zip(shares, processes, strict=True):
+            width = len(mine)
+            by_replica |= dict(zip(mine, batches[step * width : (step + 1) * width], strict=True))
+        assert [by_replica[replica] for replica in range(4)] == alone[4 * step : 4 * step + 4]
+    assert sum(map(len, processes)) == len(alone)
+
+
+def test_a_replica_sees_its_own_view():
+    views = [np.array([0, 1, 2, 8]), np.array([0, 1, 2, 9])]
+    batches = StepSampler("sequential", views, mine=(0, 1), batch_size=3, key=())
+    assert indices(list(batches)) == [[0, 1, 2], [0, 1, 2], [8], [9]]
