@@ -25,8 +25,6 @@ LENGTHS = [(255, 1, 255), (100, 3, 33), (2, 4, 1), (1, 1, 1), (256, 1, 256)]
 
 
 @pytest.mark.parametrize(("nb_samples", "nb_replicas", "length"), LENGTHS)
-    ("nb_samples", "nb_replicas", "length"), [(255, 1, 255), (100, 3, 33), (2, 4, 1), (1, 1, 1), (256, 1, 256)]
-)
 def test_repeated_augmentation_of_few_images(nb_samples, nb_replicas, length):
     order = repeated_augmentation(nb_samples, nb_replicas, 0)
     assert order.shape == (nb_replicas, length)

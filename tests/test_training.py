@@ -1,6 +1,7 @@
 """Whole steps of training: the stored trajectory of the released code over three tasks, and what a step moves."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -29,6 +30,14 @@ def assert_weights(model: DyTox, expected: dict[str, Tensor], tolerance: float =
     assert {name for name in own if not name.endswith("pos_proj.bias")} == set(expected)
     for name, value in expected.items():
         assert distance(own[name], value) < tolerance, name
+
+
+def assert_losses(losses: dict[str, Tensor], expected: Tensor, where: str) -> None:
+    """expected: clf, kd, div and total, NaN for a loss that is not there; kd is 0 up to rounding before the first step."""
+    named = zip(("clf", "kd", "div", "total"), expected.tolist(), strict=True)
+    named = {name: value for name, value in named if not math.isnan(value)}
+    found = {name: value.item() for name, value in losses.items()}
+    assert found == pytest.approx(named, rel=1e-5, abs=1e-8), where
 
 
 def dytox(*, img: int, patch: int, dim: int, depth: int, heads: int, ind_clf: str = "1-1") -> DyTox:
@@ -64,9 +73,8 @@ def test_three_tasks_of_the_released_code():
         batches = zip(*(torch.from_numpy(stored[f"task{t}/{name}"]) for name in ("x", "y", "losses")), strict=True)
         for step, (x, y, expected) in enumerate(batches):
             losses = objective(x, y)
-            found = torch.stack([losses.get(name, torch.zeros(())) for name in ("clf", "kd", "div", "total")])
-            torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-9, msg=f"task {t}, step {step}")
-            optimizer.zero_grad()
+            assert_losses(losses, expected, f"task {t}, step {step}")
+            model.zero_grad()
             losses["total"].backward()
             if step == 0:
                 gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -82,10 +90,10 @@ def test_three_tasks_of_the_released_code():
             optimizer = build_optimizer(model, OPTIMISATION, FINETUNING_LR)
             objective = Objective(model, binary_cross_entropy, task=task)
             batches = zip(*(torch.from_numpy(stored[f"task{t}/{name}"]) for name in ("ft_x", "ft_y", "ft_losses")), strict=True)
-            for x, y, expected in batches:
+            for step, (x, y, expected) in enumerate(batches):
                 losses = objective(x, y)
-                assert losses["total"].item() == pytest.approx(float(expected), rel=1e-5)
-                optimizer.zero_grad()
+                assert_losses(losses, expected, f"task {t}, finetuning step {step}")
+                model.zero_grad()
                 losses["total"].backward()
                 optimizer.step()
             assert_weights(model, tensors(stored, f"task{t}/after_ft/"))
