@@ -5,6 +5,7 @@ import torch
 from stored import distance
 from timm.models import cait
 from timm.models import convit as timm_convit
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from continual.convit import (
@@ -237,6 +238,21 @@ def test_encoder_starts_like_a_convolution():
         assert sab.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
         assert sab.attn.qk.bias is None and sab.attn.v.bias is None
     assert encoder.pos_embed.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_encoder_without_gates_is_a_plain_vision_transformer():
+    encoder = convit(gated=False, drop_path_rates=[0.0]).eval()
+    theirs = scramble(Block(D, H, mlp_ratio=4, qkv_bias=False))
+    nn.init.zeros_(theirs.attn.proj.bias)
+    sab = encoder.sabs[0]
+    sab.load_state_dict(theirs.state_dict())
+    x = noise(B, N, D)
+    expected = nn.functional.scaled_dot_product_attention(
+        *theirs.attn.qkv(theirs.norm1(x)).view(B, N, 3, H, D // H).permute(2, 0, 3, 1, 4)
+    )
+    y = x + theirs.attn.proj(expected.transpose(1, 2).flatten(2))
+    assert distance(sab(x), y + theirs.mlp(theirs.norm2(y))) < 2e-5  # timm's LayerNorm has another eps
+    assert not [name for name in encoder.state_dict() if "gating" in name or "pos_proj" in name]
 
 
 def test_dropout_follows_the_position_embedding():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from continual.dytox import Outputs
+from continual.errors import OptionsError
 from continual.losses import (
     Objective,
     binary_cross_entropy,
@@ -155,6 +156,13 @@ def test_pod_of_empty_maps_has_a_gradient():
     maps = [torch.zeros(2, 16, 3, requires_grad=True)]
     pod(maps, [noise(2, 16, 3)], [1]).backward()
     assert torch.isfinite(maps[0].grad).all()
+
+
+def test_pod_cells_cannot_be_smaller_than_a_patch():
+    maps = [noise(2, 16, 3)]
+    assert math.isfinite(pod(maps, [maps[0] + noise(2, 16, 3, seed=1)], [4]).item())
+    with pytest.raises(OptionsError, match="pod_scales"):
+        pod(maps, maps, [1, 8])
 
 
 # Objective

@@ -5,7 +5,7 @@ import pytest
 from stored import arrays
 
 from continual.errors import OptionsError
-from continual.rehearsal import RULES, Memory, closest, furthest, icarl, random
+from continual.rehearsal import RULES, Memory, closest, furthest, icarl, in_turn, random
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -71,6 +71,12 @@ def test_herding_of_equal_images_ends(nb):
     assert sorted(icarl(np.zeros((nb, 4)), nb, rng()).tolist()) == list(range(nb))
 
 
+def test_several_choices_take_turns():
+    choices = [np.array([4, 1, 2]), np.array([3]), np.array([1, 5])]
+    assert in_turn(choices).tolist() == [4, 3, 1, 1, 5, 2]
+    assert in_turn([]).tolist() == []
+
+
 # Memory
 
 
@@ -123,6 +129,7 @@ def test_replicas_keep_their_exemplars_apart():
     memory.cut(2)
     for replica in (0, 1):
         put(memory, [1], nb_each=2, task=1, replica=replica)
+    assert memory.replica.tolist() == [0] * 4 + [1] * 4
     assert memory.x[memory.view(0)].tolist() == [0, 1, 100, 101]
     assert memory.x[memory.view(1)].tolist() == [10, 11, 110, 111]
     assert memory.y[memory.view(1)].tolist() == [0, 0, 1, 1]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from stored import table
 
-from continual.samplers import SAMPLERS, StepSampler, repeated_augmentation, sequential, shuffled
+from continual.samplers import SAMPLERS, MemorySampler, StepSampler, repeated_augmentation, sequential, shuffled
 
 # Orders
 
@@ -153,3 +153,44 @@ def test_a_replica_sees_its_own_view():
     views = [np.array([0, 1, 2, 8]), np.array([0, 1, 2, 9])]
     batches = StepSampler("sequential", views, mine=(0, 1), batch_size=3, key=())
     assert indices(list(batches)) == [[0, 1, 2], [0, 1, 2], [8], [9]]
+
+
+# Batches of the memory
+
+
+def memory_sampler(*, mine: tuple[int, ...] = (0, 1), nb_each: int = 9, nb_draws: int = 2) -> MemorySampler:
+    """Replica 0 has the exemplars 50 .. , replica 1 has 70 .. ."""
+    views = [np.arange(50, 50 + nb_each), np.arange(70, 70 + nb_each)]
+    return MemorySampler(step_sampler(mine=mine), views, nb_draws=nb_draws)
+
+
+def test_exemplars_come_beside_every_batch():
+    sampler = memory_sampler()
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == 2 * 2 * 2  # steps, replicas, draws
+    for i, batch in enumerate(indices(batches)):
+        first = (50, 70)[i // 2 % 2]
+        assert len(set(batch)) == 4 and set(batch) <= set(range(first, first + 9))
+    keys = [key for batch in batches for _, key in batch]
+    assert len(set(keys)) == len(keys)
+    assert not set(keys) & {key for batch in sampler.beside for _, key in batch}
+    assert len({tuple(batch) for batch in indices(batches)}) > 4
+
+
+def test_a_small_memory_fills_its_batches_all_the_same():
+    batches = indices(list(memory_sampler(nb_each=2)))
+    assert all(len(batch) == 4 and set(batch) <= {50, 51, 70, 71} for batch in batches)
+
+
+def test_exemplars_resume_and_spread_over_processes():
+    sampler = memory_sampler()
+    sampler.beside.set_epoch(2)
+    whole = list(sampler)
+    sampler.beside.set_epoch(2, first_step=1)
+    assert list(sampler) == whole[4:] and len(sampler) == 4
+    for replica in range(2):
+        alone = memory_sampler(mine=(replica,))
+        alone.beside.set_epoch(2)
+        assert list(alone) == [batch for i, batch in enumerate(whole) if i // 2 % 2 == replica]
+    sampler.beside.set_epoch(3)
+    assert list(sampler) != whole

@@ -33,11 +33,17 @@ def assert_weights(model: DyTox, expected: dict[str, Tensor], tolerance: float =
 
 
 def assert_losses(losses: dict[str, Tensor], expected: Tensor, where: str) -> None:
-    """expected: clf, kd, div and total, NaN for a loss that is not there; kd is 0 up to rounding before the first step."""
+    """expected: clf, kd, div and total, NaN for a loss that is not there.
+
+    kd adds up terms of both signs that all but cancel (it is 0 before the first step), so float32 leaves it an absolute
+    error: in float64, from the stored weights, it is 1e-8 away from the stored value, which is 2e-5 of that value.
+    """
     named = zip(("clf", "kd", "div", "total"), expected.tolist(), strict=True)
     named = {name: value for name, value in named if not math.isnan(value)}
-    found = {name: value.item() for name, value in losses.items()}
-    assert found == pytest.approx(named, rel=1e-5, abs=1e-8), where
+    assert set(losses) == set(named), where
+    for name, value in named.items():
+        close = pytest.approx(value, rel=1e-5, abs=3e-8 if name == "kd" else 0)
+        assert losses[name].item() == close, f"{name}, {where}"
 
 
 def dytox(*, img: int, patch: int, dim: int, depth: int, heads: int, ind_clf: str = "1-1") -> DyTox:
