@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from continual import distributed, engine, folders, models, optim, recipe, rehearsal, transforms
+from continual import distributed, engine, faults, folders, models, optim, recipe, rehearsal, transforms
 from continual.baseline import class_means, nearest_mean_scores
 from continual.checkpoint import Store, as_identity, refuse_another
 from continual.datasets import Benchmark, Images, Samples
@@ -26,7 +26,7 @@ from continual.launch import launch
 from continual.mixing import mixing
 from continual.optim import Schedule
 from continual.randomness import seed_of, seeded
-from continual.report import Report
+from continual.report import Report, read_summary
 from continual.run import Progress, Run
 from continual.samplers import StepSampler
 from continual.tasks import FINETUNING, TRAINING, Phase, Task
@@ -59,7 +59,11 @@ class Experiment:
 def main(options: Options, place: folders.Place, device: torch.device, stop: distributed.StopSignal) -> dict:
     """One run: every task of one class order. Returns its summary."""
     exp = prepare(options, place, device, stop)
-    report = Report(place.logs if distributed.is_main() else None, nb_tasks=len(exp.tasks), console=distributed.is_main())
+    writes = distributed.is_main() and not options.run.eval
+    report = Report(place.logs if writes else None, nb_tasks=len(exp.tasks), console=distributed.is_main())
+    if summary := distributed.on_main(partial(summary_of_finished, exp, place)):
+        report.say(f"this run is finished, there is nothing left to do; its figures are in {place.logs}")
+        return summary
     with report.watched():
         memory = recipe.memory(options.rehearsal, exp.benchmark.nb_classes, exp.replicas)
         with seeded(*exp.key("model")):
@@ -73,7 +77,12 @@ def main(options: Options, place: folders.Place, device: torch.device, stop: dis
             return evaluate(run, exp, recipe.newest_task(exp.tasks, run.model))
         for task in exp.tasks[run.position.task :]:
             learn_task(run, exp, task)
-        return report.finish(nb_parameters=models.nb_parameters(run.model), nb_exemplars=len(memory), seconds=run.seconds())
+        return report.finish(
+            nb_parameters=models.nb_parameters(run.model),
+            nb_exemplars=len(memory),
+            seconds=run.seconds(),
+            seconds_saving=exp.store.seconds,
+        )
 
 
 def learn_task(run: Run, exp: Experiment, task: Task) -> None:
@@ -94,7 +103,9 @@ def learn_task(run: Run, exp: Experiment, task: Task) -> None:
         remember(run, exp, task, new_images)
         run.move(stage=FINETUNING, epoch=0, step=0)
         save(run, exp, task)
+        stop_if_asked(run, exp)
 
+    faults.reach("finetuning")
     if recipe.finetunes(options, task, exp.benchmark.nb_classes):
         if options.finetune.finetuning_resetclf and run.position.epoch == run.position.step == 0:
             with seeded(*exp.key("reset", task.index)):
@@ -102,14 +113,19 @@ def learn_task(run: Run, exp: Experiment, task: Task) -> None:
         learn(run, exp, task, recipe.finetuning(options, task, **plan), None)
 
     evaluate(run, exp, task, final=True)
+    faults.reach("task change")
     run.move(task=task.index + 1, stage=TRAINING, epoch=0, step=0)
     save(run, exp, task, finished=True)
+    faults.reach("end")
+    if task is not exp.tasks[-1]:
+        stop_if_asked(run, exp)
 
 
 def prepare(options: Options, place: folders.Place, device: torch.device, stop: distributed.StopSignal) -> Experiment:
     """Benchmark, transforms and checkpoint folder. With several processes one downloads while the others wait."""
     store = Store(place.checkpoints, keep=options.run.keep_checkpoints, keep_tasks=options.run.keep_task_checkpoints)
-    distributed.on_main(store.lock)
+    if not options.run.eval:
+        distributed.on_main(store.lock)
 
     load = partial(recipe.benchmark, options.data, seed=options.run.seed, class_order=options.data.class_orders()[0])
     benchmark = distributed.main_first(lambda first: load(download=first))
@@ -145,7 +161,6 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
     """Train one phase, from wherever it was left: a first task, a later one, or finetuning (no new images)."""
     options = exp.options
     freeze(run.model, phase.frozen, eval_mode=options.finetune.freeze_eval)
-    model = distributed.wrap(run.model)
     optimizer = optim.build_optimizer(run.model, options.optim, phase.lr)
     schedule = Schedule(optimizer, options.optim, epochs=phase.epochs, warmup_lr=phase.warmup_lr) if phase.scheduled else None
     sam = recipe.sam(options, run.model, phase)
@@ -164,7 +179,7 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
     beside = None
     if recipe.draws_memory(options, phase, task, run.memory):
         beside = recipe.beside(options, exp.loading, exp.images, sampler, run.memory, task)
-    objective = recipe.objective(options.loss, model, run.teacher, task, phase)
+    objective = recipe.objective(options.loss, run.model, run.teacher, task, phase)
     mix = mixing(options.augment, nb_classes=task.nb_seen, smoothing=options.loss.smoothing)
     title = f"task {task.index + 1}/{len(exp.tasks)} {phase.name}"
 
@@ -172,7 +187,7 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
         sampler.set_epoch(epoch, run.position.step)
         sums = run.progress.sums if run.position.step else run.progress.restart_sums()
         steps = engine.train_one_epoch(
-            model,
+            run.model,
             loader,
             objective,
             optimizer,
@@ -192,7 +207,8 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
                 bar.step(nb_images * distributed.nb_processes(), sums.means)
                 run.move(step=run.position.step + 1)
                 if exp.stop.agreed():
-                    preempt(run, exp, task)
+                    save(run, exp, task)
+                    preempt(run, exp)
                 save_if_due(run, exp, task)
 
         run.last = {"epoch": epoch, "phase": phase.name, "lr": optimizer.param_groups[0]["lr"], "losses": sums.means()}
@@ -223,6 +239,7 @@ def remember(run: Run, exp: Experiment, task: Task, new_images: Samples) -> None
                 rng = np.random.default_rng(seed_of(*key, label))
                 rows = of_class if features is None else features[of_class]
                 found.append(of_class[rehearsal.RULES[rule](rows, -(-quota // choices), rng)])
+        faults.reach("exemplars")
         for found in ranked.values():
             memory.add(*new_images.take(rehearsal.in_turn(found)[:quota]), replica=replica)
     run.report.say(recipe.budget(memory, task))
@@ -283,7 +300,14 @@ def save(run: Run, exp: Experiment, task: Task, *, finished: bool = False) -> No
     if not distributed.is_main():
         return
     name = f"task-{task.index + 1}-finished" if finished else str(run.position)
-    exp.store.save(run.state_dict(), name=name, identity=identify(exp), task=task.index, finished_task=finished)
+    exp.store.save(
+        run.state_dict(),
+        name=name,
+        identity=identify(exp),
+        task=task.index,
+        finished_task=finished,
+        seconds=run.seconds(),
+    )
 
 
 def save_if_due(run: Run, exp: Experiment, task: Task, *, epoch_done: bool = False) -> None:
@@ -294,9 +318,14 @@ def save_if_due(run: Run, exp: Experiment, task: Task, *, epoch_done: bool = Fal
         save(run, exp, task)
 
 
-def preempt(run: Run, exp: Experiment, task: Task) -> None:
-    """Asked to stop: save where we are, and leave. Raises Preempted."""
-    save(run, exp, task)
+def stop_if_asked(run: Run, exp: Experiment) -> None:
+    """Between phases, just after saving: leave if any process was asked to."""
+    if exp.stop.agreed():
+        preempt(run, exp)
+
+
+def preempt(run: Run, exp: Experiment) -> None:
+    """Asked to stop, and saved where we are: leave. Raises Preempted."""
     distributed.barrier()
     raise Preempted(f"stopped at {run.position} and saved; continue with --resume {exp.store.folder}")
 
@@ -312,13 +341,34 @@ def identify(exp: Experiment) -> dict:
 
 
 def resume(run: Run, exp: Experiment) -> None:
-    """Go on from the newest valid checkpoint, or from the end of task `start_task` - 1."""
+    """Go on from the newest valid checkpoint, or from the end of task `start_task` - 1.
+
+    A run that ended before its first checkpoint begins again.
+    """
     options = exp.options.run
     load = partial(exp.store.load, start_task=options.start_task, say=run.report.say)
     state, manifest = distributed.on_main(load)
+    if state is None:
+        run.report.say("this run ended before its first checkpoint: it begins from the start")
+        save(run, exp, exp.tasks[0])
+        return
     refuse_another(manifest["identity"], identify(exp), anyway=options.resume_anyway)
-    run.load_state_dict(state)
+    run.load_state_dict(state, seconds=manifest["seconds"])
     run.report.say(f"resumed from {manifest['name']}: {run.position}")
+    if options.start_task and not options.eval:
+        save(run, exp, exp.tasks[options.start_task - 1], finished=True)  # from now on the newest
+
+
+def summary_of_finished(exp: Experiment, place: folders.Place) -> dict | None:
+    """The summary of a run that is resumed although it has learned all its tasks; None for any other."""
+    options, stored = exp.options.run, exp.store.stored()
+    if not options.resume or options.eval or options.start_task or not stored:
+        return None
+    last = stored[-1].manifest
+    if not (last["finished_task"] and last["task"] + 1 >= len(exp.tasks)):
+        return None
+    refuse_another(last["identity"], identify(exp), anyway=options.resume_anyway)
+    return read_summary(place.logs)
 
 
 def greeting(exp: Experiment, place: folders.Place, memory: rehearsal.Memory) -> str:

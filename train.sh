@@ -42,13 +42,26 @@ else
     where=(--standalone) # a free port of its own
 fi
 
-DYTOX_EXIT_FILE=$(mktemp)
-export DYTOX_EXIT_FILE
-trap 'rm -f "$DYTOX_EXIT_FILE"' EXIT
+DYTOX_JOB=$(mktemp -d) # where the processes leave word for this script and for those that are started again
+export DYTOX_JOB
+trap 'rm -rf "$DYTOX_JOB"' EXIT
+
+# SIGTERM goes to the processes themselves: torchrun would give them 30 seconds and no more. Before they listen, to torchrun.
+asked=
+stop() {
+    asked=yes
+    local pids
+    pids=$(cat "$DYTOX_JOB"/pid-* 2>/dev/null | tr '\n' ' ')
+    # shellcheck disable=SC2086
+    kill -TERM ${pids:-$launcher} 2>/dev/null
+}
+
+set -m # torchrun in a process group of its own: a signal to the whole group reaches it through `stop` alone
 "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$processes" --max-restarts "${MAX_RESTARTS:-0}" \
     "$here/main.py" --device "$device" "$@" &
 launcher=$!
-trap 'kill -TERM "$launcher" 2>/dev/null' TERM INT HUP
+set +m
+trap stop TERM INT HUP
 
 wait "$launcher"
 code=$?
@@ -56,8 +69,11 @@ while kill -0 "$launcher" 2>/dev/null; do # a signal woke us up: the run is stil
     wait "$launcher"
     code=$?
 done
-if [[ $code -ne 0 && -s $DYTOX_EXIT_FILE ]]; then # torchrun itself ends with 1, and with many lines of its own
-    { read -r code && read -r reason; } <"$DYTOX_EXIT_FILE"
+if [[ $code -ne 0 && -s $DYTOX_JOB/exit ]]; then # torchrun itself ends with 1, and with many lines of its own
+    { read -r code && read -r reason; } <"$DYTOX_JOB/exit"
     echo "$reason" >&2
+elif [[ $code -ne 0 && -n $asked ]]; then
+    code=75
+    echo "error: stopped before the run could save; continue with --resume from its last checkpoint, if it has one" >&2
 fi
 exit "$code"

@@ -1,8 +1,9 @@
 """Checkpoints that survive: written atomically, checked by SHA-256, loaded without executing anything in them.
 
 A checkpoint is two files: NAME.pt, tensors and plain values in torch's weights-only format, and NAME.json, its manifest: the
-SHA-256 of the first, what experiment it belongs to, and where in the run it was made. Without a valid manifest a payload
-does not count.
+SHA-256 of the first, what experiment it belongs to, where in the run it was made, and how long that took. Without a valid
+manifest a payload does not count. Beside them the file `newest` names the last one written: so a checkpoint that was deleted
+is missed, and a run that never wrote one is told from a run that lost them all.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from continual import faults
 from continual.errors import CheckpointError
 from continual.options import MAY_DIFFER, Options, flat
 
@@ -30,9 +32,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            half = len(content) // 2
+            file.write(content[:half])
+            file.flush()
+            faults.reach("writing")
+            file.write(content[half:])
             file.flush()
             os.fsync(file.fileno())
+        faults.reach("rename")
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -42,6 +49,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _as_text(manifest: dict[str, Any]) -> str:
+    """The one way to write a manifest down: a byte that differs is damage, even where JSON would not mind."""
+    return json.dumps(manifest, indent=1)
 
 
 def _seal(manifest: dict[str, Any]) -> str:
@@ -88,37 +100,57 @@ class Stored:
 class Store:
     """The checkpoints of one run, in one folder.
 
-    keep: newest checkpoints kept; keep_tasks: also keep the one at the end of every task.
+    keep: newest checkpoints kept; keep_tasks: also keep the one at the end of every task. seconds: time spent saving.
     """
+
+    NEWEST = "newest"
 
     def __init__(self, folder: Path, *, keep: int = 2, keep_tasks: bool = True):
         self.folder, self.keep, self.keep_tasks = Path(folder), keep, keep_tasks
+        self.seconds = 0.0
         self._lock = None
         self._saved_at, self._cost = time.monotonic(), 0.0
 
     def lock(self) -> None:
-        """Keep every other process out until this one ends, however it ends. Raises CheckpointError if one is in."""
-        self._lock = open(self.folder / "lock", "w")  # noqa: SIM115 - held as long as the process lives
+        """Keep every other process out until this one ends, however it ends; and remove what a killed one left half written.
+
+        Raises CheckpointError if another process is in, or the folder cannot be written.
+        """
+        try:
+            self._lock = open(self.folder / "lock", "a")  # noqa: SIM115 - held as long as the process lives
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise CheckpointError(
                 f"{self.folder}: another run is writing here; wait for it, or choose another --name"
             ) from None
+        for half_written in self.folder.glob(".*.tmp"):
+            half_written.unlink(missing_ok=True)
 
-    def save(self, state: dict[str, Any], *, name: str, identity: dict[str, Any], task: int, finished_task: bool) -> Path:
+    def save(
+        self,
+        state: dict[str, Any],
+        *,
+        name: str,
+        identity: dict[str, Any],
+        task: int,
+        finished_task: bool,
+        seconds: float = 0.0,
+    ) -> Path:
         """Write a checkpoint, then remove those not worth keeping.
 
         state: tensors, numbers, strings, lists and dicts of these. identity: what must be equal to resume. task: the task it
-        belongs to; finished_task: whether it was the last of that task.
+        belongs to; finished_task: whether it was the last of that task. seconds: how long the run took up to here; it is kept
+        in the manifest, so that equal runs have equal states.
         Raises CheckpointError if it cannot be written; the older ones are then untouched.
         """
         begun = time.monotonic()
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getvalue()
-        known = self.stored()
-        serial = 1 + max((each.serial for each in known), default=0)
+        serial = 1 + max((_serial(path) for path in self.folder.glob("[0-9]*-*")), default=0)
         manifest = {
             "serial": serial,
             "name": name,
@@ -126,19 +158,27 @@ class Store:
             "finished_task": finished_task,
             "bytes": len(payload),
             "sha256": hashlib.sha256(payload).hexdigest(),
+            "seconds": seconds,
+            "seconds_saving": self.seconds,
             "identity": identity,
         }
         manifest["seal"] = _seal(manifest)
         path = self.folder / f"{serial:06d}-{name}.pt"
         try:
             write_atomically(path, payload)
-            write_atomically(self._manifest_path(path), json.dumps(manifest, indent=1).encode())
+            faults.reach("manifest")
+            write_atomically(self._manifest_path(path), _as_text(manifest).encode())
+            write_atomically(self.folder / self.NEWEST, path.name.encode())
         except OSError as error:
+            if not self._manifest_path(path).exists():
+                path.unlink(missing_ok=True)
+            known = self.stored()
             older = f"the last checkpoint is {known[-1].path}" if known else "there is no earlier checkpoint"
             raise CheckpointError(f"could not write {path}: {error.strerror or error}; {older}") from None
         self._clean()
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - begun
+        self.seconds += self._cost
         return path
 
     def due(self, minutes: float) -> bool:
@@ -148,32 +188,45 @@ class Store:
     def stored(self, say: Say = lambda text: None) -> list[Stored]:
         """Checkpoints with a valid manifest, oldest first. `say` hears of the others."""
         found = []
-        for path in self.folder.glob("*.pt"):
+        for path in sorted(self.folder.glob("*.pt")):
             try:
-                manifest = json.loads(self._manifest_path(path).read_text())
-                if manifest["seal"] != _seal(manifest):
-                    raise ValueError("its SHA-256 does not fit")
-                found.append(Stored(path, manifest))
+                found.append(Stored(path, _read_manifest(self._manifest_path(path))))
             except FileNotFoundError:
                 say(f"warning: {path.name} has no manifest (writing it was interrupted): passed over")
-            except (ValueError, KeyError, TypeError, OSError) as error:
+            except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
                 say(f"warning: the manifest of {path.name} is damaged ({error}): passed over")
+        newest = self._newest()
+        if newest and not (self.folder / newest).exists():
+            say(f"warning: the newest checkpoint, {newest}, is gone")
         return sorted(found, key=lambda each: each.serial)
 
-    def load(self, *, start_task: int = 0, say: Say = lambda text: None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def untouched(self) -> bool:
+        """Whether no checkpoint was ever written here, as far as can be told: not one file of any, whole or damaged."""
+        manifests = [path for path in self.folder.glob("[0-9]*-*.json") if _serial(path)]
+        whole = [path for path in self.folder.glob("*.pt") if self._manifest_path(path).exists()]
+        return not self._newest() and not manifests and not whole
+
+    def load(
+        self, *, start_task: int = 0, say: Say = lambda text: None
+    ) -> tuple[dict[str, Any], dict[str, Any]] | tuple[None, None]:
         """State and manifest of the newest valid checkpoint, or with `start_task` > 0 of the one at the end of the task before.
 
-        Damaged ones are named to `say` and passed over. Raises CheckpointError if none is valid: a run never starts afresh
-        in silence.
+        Two times None if the run ended before it wrote any. Damaged ones are named to `say` and passed over. Raises
+        CheckpointError if there were some and none is valid: a run never starts afresh in silence.
         """
+        if not start_task and self.untouched():
+            return None, None
         candidates = self.stored(say)
         if start_task:
             candidates = [c for c in candidates if c.finished_task and c.manifest["task"] == start_task - 1]
         for candidate in reversed(candidates):
             try:
-                return self._read(candidate), candidate.manifest
+                state = self._read(candidate)
             except CheckpointError as error:
                 say(f"warning: {error}: passed over")
+                continue
+            self.seconds = candidate.manifest["seconds_saving"]
+            return state, candidate.manifest
         wanted = f"of the end of task {start_task - 1} (--start-task {start_task})" if start_task else "to resume from"
         raise CheckpointError(f"{self.folder}: no valid checkpoint {wanted}")
 
@@ -188,21 +241,57 @@ class Store:
         try:
             return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
                 f"{stored.path.name} holds more than tensors and plain values, or is no checkpoint: {reason}"
             ) from None
 
+    def _newest(self) -> str:
+        """The name of the payload that was written last; empty if none was."""
+        try:
+            return Path((self.folder / self.NEWEST).read_text(errors="replace").replace("\0", "?")).name
+        except FileNotFoundError:
+            return ""
+
     def _clean(self) -> None:
+        """Remove what is not worth keeping: manifests first, so that what is left of a pair does not count."""
         stored = self.stored()
         ends = {each.manifest["task"]: each for each in stored if each.finished_task}  # the newest of each task
         kept = {each.serial for each in [*stored[-self.keep :], *(ends.values() if self.keep_tasks else ())]}
-        for each in stored:
-            if each.serial not in kept:
-                with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            for each in stored:
+                if each.serial not in kept:
                     self._manifest_path(each.path).unlink()
+                    faults.reach("cleaning")
                     each.path.unlink()
+            for path in self.folder.glob("[0-9]*-*"):  # halves of pairs that an interruption left
+                if not path.with_suffix({".pt": ".json", ".json": ".pt"}.get(path.suffix, path.suffix)).exists():
+                    path.unlink()
 
     @staticmethod
     def _manifest_path(path: Path) -> Path:
         return path.with_suffix(".json")
+
+
+def _serial(path: Path) -> int:
+    """The number that a file's name begins with; 0 without one."""
+    number = path.name.partition("-")[0]
+    return int(number) if number.isdecimal() and len(number) < 12 else 0
+
+
+MANIFEST = {
+    **{"serial": int, "name": str, "task": int, "finished_task": bool, "sha256": str},
+    **{"seconds": float, "seconds_saving": float, "identity": dict},
+}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Raises ValueError or OSError unless it is whole, to the byte."""
+    text = path.read_bytes().decode()
+    manifest = json.loads(text)
+    if not isinstance(manifest, dict) or manifest.get("seal") != _seal(manifest) or text != _as_text(manifest):
+        raise ValueError("its SHA-256 does not fit")
+    for key, kind in MANIFEST.items():
+        if not isinstance(manifest.get(key), kind):
+            raise ValueError(f"it has no {key}")
+    return manifest

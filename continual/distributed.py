@@ -1,9 +1,12 @@
 """The only room that knows processes: group, wrapping, reduction, broadcast. Alone, all of it works and does nothing."""
 
+import faulthandler
 import os
 import signal
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -11,11 +14,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from continual.errors import OptionsError, Refused
+from continual.errors import LostProcess, OptionsError, Refused
 
 T = TypeVar("T")
+
+FAREWELL = 3.0  # seconds in which the processes of a job that fails tell each other what they know
+LOST = "lost: "  # how the words of a process begin that knows no more than that
+GRACE = 6.0  # seconds after which a process that does not hear of the failure is ended; above FAREWELL
 
 
 def start(device: str, *, timeout: float = 1800.0) -> torch.device:
@@ -35,12 +41,23 @@ def start(device: str, *, timeout: float = 1800.0) -> torch.device:
         torch.cuda.set_device(chosen)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        patience = timedelta(seconds=timeout)
+        store, own_rank, size = next(dist.rendezvous("env://", timeout=patience))
+        # torchrun keeps one store while it starts a job again and again, with all that was written before.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        if size > 1:
+            _Notes.of_job = _Notes(store.clone(), own_rank, size)
+        with _collective():
+            dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=patience)
     return chosen
 
 
 def stop() -> None:
+    """Leave the process group, once every process is ready to."""
     if dist.is_initialized():
+        barrier()
+        if _Notes.of_job:
+            _Notes.of_job.ended.set()
         dist.destroy_process_group()
 
 
@@ -56,9 +73,20 @@ def is_main() -> bool:
     return rank() == 0
 
 
+@contextmanager
+def _collective() -> Iterator[None]:
+    """Around whatever waits for other processes: their absence becomes a LostProcess."""
+    try:
+        yield
+    except RuntimeError as error:
+        first_sentence = " ".join(str(error).split()).partition(". ")[0]
+        raise LostProcess(first_sentence[:300]) from error
+
+
 def barrier() -> None:
     if dist.is_initialized():
-        dist.barrier()
+        with _collective():
+            dist.barrier()
 
 
 def replicas_of_this_process(replicas: int) -> range:
@@ -71,22 +99,36 @@ def replicas_of_this_process(replicas: int) -> range:
     return range(rank() * share, (rank() + 1) * share)
 
 
-def wrap(model: nn.Module) -> nn.Module:
-    """A module whose backward averages the gradients of all processes. Call anew whenever other parameters are trained."""
-    return DistributedDataParallel(model) if dist.is_initialized() else model
+def average(tensors: Iterable[Tensor]) -> None:
+    """Average tensors of any shapes over the processes, in place, all in one go.
+
+    One buffer, always laid out alike: so a sum is rounded in the same way before and after a resume. (DistributedDataParallel
+    lays its buckets out anew after its first step, and with more than two processes that changes the last bits.)
+    """
+    if not dist.is_initialized():
+        return
+    tensors = list(tensors)
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    sum_over_processes(flat).div_(nb_processes())
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.detach().copy_(mean.view_as(tensor))
 
 
-def accumulating(model: nn.Module, more_to_come: bool) -> AbstractContextManager:
-    """Around forward and backward: gradients stay on this process while there is more to come."""
-    if more_to_come and isinstance(model, DistributedDataParallel):
-        return model.no_sync()
-    return nullcontext()
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the main one's running statistics (batch norm), which each gathers from its own batches."""
+    if dist.is_initialized():
+        with _collective():
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._NormBase):
+                    for buffer in module.buffers(recurse=False):
+                        dist.broadcast(buffer, src=0)
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
     """The same tensor, summed over processes, in place. Any shape."""
     if dist.is_initialized():
-        dist.all_reduce(values)
+        with _collective():
+            dist.all_reduce(values)
     return values
 
 
@@ -100,7 +142,8 @@ def from_main(value: Any) -> Any:
     if not dist.is_initialized():
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    with _collective():
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -142,3 +185,87 @@ class StopSignal:
             return self.requested
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         return bool(sum_over_processes(torch.tensor(float(self.requested), device=device)))
+
+
+class _Notes:
+    """What processes that end tell each other, through the job's key-value store; and a watch over that.
+
+    The watch is a thread: when some process has failed, it lets the others know that this one lives, and ends it if it does
+    not end by itself soon, so that no process that hangs outlives its job.
+    """
+
+    of_job: "_Notes | None" = None
+
+    def __init__(self, store: dist.Store, own_rank: int, size: int):
+        self.store, self.rank, self.size = store, own_rank, size
+        self.ended = threading.Event()
+        self.words: dict[int, str] = {}  # last words of others, by rank
+        threading.Thread(target=self._watch, args=(store.clone(),), daemon=True).start()
+
+    def _watch(self, store: dist.Store) -> None:
+        failed_at: float | None = None
+        while not self.ended.wait(0.5):
+            try:
+                failed = store.check(["failed"])
+                if failed:
+                    store.set(f"alive/{self.rank}", "")
+                    self._listen(store)
+            except RuntimeError:  # the process that keeps the store is gone
+                failed = True
+            if failed and failed_at is None:
+                failed_at = time.monotonic()
+            if failed_at is not None and time.monotonic() > failed_at + GRACE:
+                faulthandler.dump_traceback()  # where it hangs
+                os._exit(1)
+
+    def _listen(self, store: dist.Store) -> None:
+        for other in range(self.size):
+            if other not in {self.rank, *self.words} and store.check([f"words/{other}"]):
+                self.words[other] = store.get(f"words/{other}").decode()
+
+    def leave(self, why: str) -> tuple[dict[int, str], list[int]]:
+        """Say why this process ends; hear why others do. Returns their words by rank, and the ranks that are dead."""
+        others = [other for other in range(self.size) if other != self.rank]
+        if why.startswith(LOST) and any(not theirs.startswith(LOST) for theirs in self.words.values()):
+            return self.words, []
+        with suppress(RuntimeError):  # when the process that keeps the store ends, nothing more is heard
+            self.store.set(f"words/{self.rank}", why)
+            self.store.set("failed", "")
+            end = time.monotonic() + FAREWELL
+            while len(self.words) < len(others) and time.monotonic() < end:
+                time.sleep(0.1)
+                self._listen(self.store)
+            alive = [other for other in others if other in self.words or self.store.check([f"alive/{other}"])]
+            self.store.set(f"heard/{self.rank}", "")
+            while self.rank == 0 and not self.store.check([f"heard/{other}" for other in self.words]):
+                time.sleep(0.05)  # the store may live in this process
+                if time.monotonic() > end:
+                    break
+            return self.words, [other for other in others if other not in alive]
+        return self.words, [0] if self.rank and 0 not in self.words else []
+
+
+def words_to_say(error: str | None, lost: str = "") -> str | None:
+    """What a process that fails should print, or None if another one says it.
+
+    error: its own; None if all it knows is that it `lost` another process. Every process that fails must call it, once.
+    """
+    notes = _Notes.of_job
+    if notes is None:
+        return error if error is not None else f"error: {lost}"
+    words, dead = notes.leave(LOST + lost if error is None else error)
+    if error is not None:
+        return None if any(other < notes.rank and theirs == error for other, theirs in words.items()) else error
+    told = [other for other, theirs in words.items() if not theirs.startswith(LOST)]
+    if told or any(other < notes.rank for other in words):
+        return None
+    silent = [other for other in range(notes.size) if other != notes.rank and other not in words]
+    if dead:
+        return f"error: {_ranks(dead)} ended without a word (killed, or out of memory): {lost}"
+    if silent:
+        return f"error: {_ranks(silent)} gave no answer in time: {lost}"
+    return f"error: the processes lost each other: {lost}"
+
+
+def _ranks(ranks: list[int]) -> str:
+    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))

@@ -4,8 +4,11 @@ An encoder has an attribute `embed_dim` (D) and turns images (B, 3, S, S) into a
 the last is what the task tokens or the classifier read. The maps before it, which POD compares, may have other N and D.
 """
 
+import difflib
+
 import timm
 import torch
+from timm.layers import Format
 from torch import Tensor, nn
 
 from continual.convit import ConViT
@@ -25,8 +28,8 @@ class TimmEncoder(nn.Module):
         super().__init__()
         self.embed_dim = embed_dim
         self.body = _features_of(name, input_size=input_size, drop_path=drop_path, pretrained=pretrained)
-        self.channels = self.body.feature_info.channels()
-        self.project = nn.Linear(self.channels[-1], embed_dim)
+        self.channels_last = getattr(self.body, "output_fmt", None) == Format.NHWC
+        self.project = nn.Linear(self.body.feature_info.channels()[-1], embed_dim)
         self._try(input_size)
 
     @torch.no_grad()
@@ -41,15 +44,15 @@ class TimmEncoder(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = [
             # (B, C, h, w), or (B, h, w, C) from some -> (B, N, C)
-            each.flatten(2).transpose(1, 2) if each.shape[1] == nb_channels else each.flatten(1, 2)
-            for each, nb_channels in zip(self.body(images), self.channels, strict=True)
+            each.flatten(1, 2) if self.channels_last else each.flatten(2).transpose(1, 2)
+            for each in self.body(images)
         ]
         return [*maps, self.project(maps[-1])]
 
 
 def _features_of(name: str, *, input_size: int, drop_path: float, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
-        near = timm.list_models(f"{name[:4]}*")[:5]
+        near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise OptionsError(f"model: timm has no {name!r}" + (f"; it has {', '.join(near)}, ..." if near else ""))
     wishes = [{"img_size": input_size, "drop_path_rate": drop_path}, {"drop_path_rate": drop_path}, {}]
     for wish in wishes:  # networks differ in what they take: CNNs need no image size

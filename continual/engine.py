@@ -4,6 +4,7 @@ Letters:  B batch   T tasks seen   D embed_dim   C_all classes seen
 """
 
 import math
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from continual import distributed
+from continual import distributed, faults
 from continual.dytox import Outputs
 from continual.errors import NonFiniteLoss
 from continual.losses import Objective
@@ -44,6 +45,7 @@ class Loading:
             pin_memory=self.pin_mem and self.device.type == "cuda",
             persistent_workers=persistent and self.num_workers > 0,
             generator=torch.Generator(),  # its own: a loader must not draw from the global one
+            worker_init_fn=_ignore_sigterm,
         )
 
     def to_device(self, batch: Sequence[Tensor]) -> list[Tensor]:
@@ -51,6 +53,11 @@ class Loading:
 
     def precision(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
+
+
+def _ignore_sigterm(worker: int) -> None:
+    """A scheduler signals every process of a job; a worker must go on until its own process has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @dataclass
@@ -117,7 +124,7 @@ def train_one_epoch(
 ) -> Iterator[tuple[dict[str, Tensor], int]]:
     """Train on what is left of the loader's epoch; yields the named losses and the number of images after every update.
 
-    model: the (possibly wrapped) model that `objective` calls. loader: over a StepSampler, whose batches come replica by
+    model: the one that `objective` calls. loader: over a StepSampler, whose batches come replica by
     replica. at_once: how many of the process's replicas go through the model in one batch; the rest follow one after
     another, their gradients added up. Raises NonFiniteLoss on every process, before the update.
     """
@@ -129,6 +136,7 @@ def train_one_epoch(
     def take(batches: Iterator, nb_draws: int, what: str, step: int, weight: float) -> list[Batch]:
         """The next batches of every replica, mixed, `at_once` replicas in one."""
         drawn = [[(r, *loading.to_device(next(batches))) for _ in range(nb_draws)] for r in sampler.mine]
+        faults.reach("data")
         taken = []
         for draw, of_replicas in enumerate(zip(*drawn, strict=True)):
             mixed = [(r, *(mixing(x, y, (*key, what, r, step, draw)) if mixing else (x, y))) for r, x, y in of_replicas]
@@ -158,6 +166,7 @@ def train_one_epoch(
             sam.reuse()
         if clip_grad:
             nn.utils.clip_grad_norm_(trained(model), clip_grad)
+        faults.reach("step")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield losses, share * sampler.batch_size
@@ -172,15 +181,17 @@ def backward(
     Whether the losses are finite is the caller's to look at.
     """
     mean: dict[str, Tensor] = {}
-    for i, (replica, name, images, targets, weight) in enumerate(batches):
+    for replica, name, images, targets, weight in batches:
         torch.manual_seed(seed_of(*key, "model", name, replica))
-        with distributed.accumulating(model, more_to_come=i < len(batches) - 1):
-            with loading.precision():
-                losses = objective(images, targets)
-            (losses["total"] * weight).backward()
+        with loading.precision():
+            losses = objective(images, targets)
+        losses["total"] = faults.reach("forward", losses["total"])
+        (losses["total"] * weight).backward()
+        faults.reach("backward")
         for name, value in losses.items():
             mean[name] = mean.get(name, 0.0) + value.detach() * weight
-    together = distributed.sum_over_processes(torch.stack(list(mean.values()))) / distributed.nb_processes()
+    together = torch.stack(list(mean.values()))
+    distributed.average([together, *(p.grad for p in trained(model) if p.grad is not None)])
     return dict(zip(mean, together, strict=True))
 
 
@@ -229,9 +240,11 @@ def evaluate(
         torch.arange(len(tasks), device=loading.device),
         torch.tensor([task.nb_new for task in tasks], device=loading.device),
     )  # (C_all,), the task of each class
+    distributed.share_buffers(model)
     counts = torch.zeros(5, len(tasks), dtype=torch.float64, device=loading.device)
     for batch in loading.loader(dataset, batches_of_this_process(len(dataset), batch_size, spread=spread)):
         images, labels = loading.to_device(batch)
+        faults.reach("evaluation")
         with evaluating(model), loading.precision():
             outputs = model(images)
         logits = score(outputs).float()
@@ -253,11 +266,13 @@ def extract_features(model: nn.Module, dataset: Dataset, *, loading: Loading, ba
 
     key: what the augmentation depends on, besides the position, if the data set augments.
     """
+    distributed.share_buffers(model)
     features: np.ndarray | None = None
     shares = batches_of_this_process(len(dataset), batch_size)
     items = [[(i, (*key, i)) for i in batch] for batch in shares]
     for indices, batch in zip(shares, loading.loader(dataset, items), strict=True):
         images, _ = loading.to_device(batch)
+        faults.reach("exemplars")
         with evaluating(model), loading.precision():
             tokens = model(images).tokens
         if features is None:

@@ -1,6 +1,7 @@
 """Where a run lives on disk: a log folder and a checkpoint folder of the same name, which know each other."""
 
 import json
+import os
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -10,6 +11,7 @@ from continual.options import Options, dump, replace
 from continual.report import run_folder, write_json
 
 PLACE = "run.json"
+JOB = "DYTOX_JOB"  # a folder where train.sh and the processes of a job leave each other word: `run`, `exit`, `pid-RANK`
 
 
 @dataclass(frozen=True)
@@ -18,46 +20,84 @@ class Place:
     checkpoints: Path
 
 
-def prepare(options: Options) -> Place:
+def job_file(name: str) -> Path | None:
+    """A file of the job that train.sh started; None without train.sh."""
+    return Path(os.environ[JOB], name) if os.environ.get(JOB) else None
+
+
+def prepare(options: Options) -> tuple[Options, Place]:
     """Make (or, with `resume`, find) the folders of a run, and keep the options in both.
 
+    A job that was started again goes on with the run it began, so the options may come back changed.
     Raises OSError if a folder cannot be made, CheckpointError if there is nothing to resume.
     """
-    run = options.run
+    run, begun = options.run, job_file("run")
+    if begun and begun.exists():
+        options = replace(options, resume=begun.read_text(), start_task=0)
+        return options, reopen(Path(options.run.resume))
     if run.resume:
-        return reopen(Path(run.resume))
-    logs = run_folder(run.log_path, options.data.data_set, run.log_category, run.name or "run", today=date.today())
-    place = Place(logs.resolve(), (Path(run.output_basedir) / logs.relative_to(run.log_path)).resolve())
-    _furnish(place, options)
-    return place
+        place = reopen(Path(run.resume))
+    else:
+        logs = run_folder(run.log_path, options.data.data_set, run.log_category, run.name or "run", today=date.today())
+        place = Place(logs.resolve(), (Path(run.output_basedir) / logs.relative_to(run.log_path)).resolve())
+        _furnish(place, options)
+    if begun:
+        begun.write_text(str(place.checkpoints))
+    return options, place
 
 
 def prepare_inside(options: Options, place: Place) -> Options:
     """Make the folders of one run of a series; returns its options, told to resume if it has begun already."""
-    if any(place.checkpoints.glob("*.pt")):
+    if (place.checkpoints / PLACE).exists():
         return replace(options, resume=str(place.checkpoints), start_task=0)
     _furnish(place, options)
     return replace(options, resume="", start_task=0, eval=False, resume_anyway=False)
 
 
 def _furnish(place: Place, options: Options) -> None:
-    for folder in (place.logs, place.checkpoints):
+    for side, folder in (("logs", place.logs), ("checkpoints", place.checkpoints)):
         folder.mkdir(parents=True, exist_ok=True)
         dump(options, folder / "options.yaml")
-        write_json(folder / PLACE, {"logs": str(place.logs), "checkpoints": str(place.checkpoints)})
+        write_json(folder / PLACE, {"side": side, "logs": str(place.logs), "checkpoints": str(place.checkpoints)})
 
 
 def reopen(folder: Path) -> Place:
-    """The place of a run, from its log folder or its checkpoint folder, moved or not."""
+    """The place of a run, from its log folder or its checkpoint folder, moved or copied or not.
+
+    The other folder counts only if it knows this one: a folder from a stranger cannot point anywhere. Checkpoints without
+    their logs get new ones, in a folder `logs` among them.
+    Raises CheckpointError if `folder` is not of a run, or is the log folder of checkpoints that are gone.
+    """
+    folder = folder.resolve()
     try:
-        stored = json.loads((folder / PLACE).read_text())
-        place = Place(Path(stored["logs"]), Path(stored["checkpoints"]))
-    except (OSError, ValueError, KeyError) as error:
+        side, stored = _read(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is not the folder of a run: its {PLACE} cannot be read ({error})") from None
-    if not place.checkpoints.is_dir() and any(folder.glob("*.pt")):
-        place = Place(place.logs, folder.resolve())
-    if not place.checkpoints.is_dir():
-        raise CheckpointError(f"{folder}: its checkpoints were in {place.checkpoints}, which is gone")
-    if not place.logs.is_dir():
-        place.logs.mkdir(parents=True)
-    return place
+    other = "checkpoints" if side == "logs" else "logs"
+    copied = folder != stored[side] and _same_run(stored[side], stored)
+    beside = Path(os.path.normpath(folder / os.path.relpath(stored[other], stored[side])))  # both moved together
+    found = [path for path in (beside, stored[other]) if _same_run(path, stored) and not (copied and path == stored[other])]
+    if found:
+        partner = found[0]
+    elif other == "checkpoints":
+        raise CheckpointError(f"{folder}: its checkpoints were in {stored[other]}, which is gone")
+    else:
+        partner = folder / "logs"
+        partner.mkdir(exist_ok=True)
+    return Place(folder, partner) if side == "logs" else Place(partner, folder)
+
+
+def _read(folder: Path) -> tuple[str, dict[str, Path]]:
+    """Which of the two folders of a run this is, and where both were made."""
+    content = json.loads((folder / PLACE).read_text())
+    stored = {name: Path(content[name]) for name in ("logs", "checkpoints")}
+    if content["side"] not in stored:
+        raise ValueError(f"side {content['side']!r}")
+    return content["side"], stored
+
+
+def _same_run(folder: Path, stored: dict[str, Path]) -> bool:
+    try:
+        return _read(folder)[1] == stored
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

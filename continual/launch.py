@@ -1,46 +1,67 @@
 """Around a run: the process group, the signal to stop, and what a failure leaves: one line and an exit code."""
 
+import errno
+import multiprocessing
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable
 
-from continual import distributed, series
-from continual.errors import Refused
+from continual import distributed, folders, series
+from continual.errors import CheckpointError, LostProcess, Refused
 from continual.options import Options
 
-EXIT_FILE = "DYTOX_EXIT_FILE"  # where train.sh reads exit code and reason: torchrun ends with 1, after many lines of its own
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def launch(main: Callable, options: Options) -> int:
     """Run `main`, or a series of it, as one of however many processes there are. Returns the exit code."""
     stop = distributed.StopSignal()
+    if (code := refused_before()) is not None:
+        return code
+    if own := folders.job_file(f"pid-{os.environ.get('LOCAL_RANK', '0')}"):
+        own.write_text(f"{os.getpid()}\n")  # only now: from here on, SIGTERM is heard
     try:
         device = distributed.start(options.run.device, timeout=options.run.process_timeout)
         series.run_all(main, options, device, stop)
+        distributed.stop()
     except Refused as refused:
-        return _leave(refused.exit_code, f"error: {refused}", everywhere=refused.everywhere)
+        return _leave(refused.exit_code, f"error: {refused}")
+    except LostProcess as lost:
+        return _leave(1, None, lost=str(lost))
     except KeyboardInterrupt:
-        return _leave(130, "interrupted", everywhere=True)
+        return _leave(130, "interrupted")
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            return _leave(CheckpointError.exit_code, f"error: could not write {error.filename or 'a file'}: {error.strerror}")
+        return _leave(1, traceback.format_exc())
     except Exception:
-        return _leave(1, traceback.format_exc(), everywhere=False)
-    distributed.stop()
+        return _leave(1, traceback.format_exc())
     return 0
 
 
-def _leave(code: int, text: str, *, everywhere: bool) -> int:
-    """Say why, leave the exit code for train.sh, and end this process whatever the others do."""
-    rank, alone = distributed.rank(), distributed.nb_processes() == 1
-    if everywhere and rank:
-        time.sleep(3)  # the main process speaks for all, and its end ends this one too
-    else:
-        print(text if alone else f"rank {rank}: {text}", file=sys.stderr)
-        if path := os.environ.get(EXIT_FILE):
-            with open(path, "w") as file:
-                file.write(f"{code}\n{text.strip().splitlines()[-1]}\n")
+def refused_before() -> int | None:
+    """The exit code of a job that torchrun starts again although it ended on purpose: that would only happen again."""
+    path = folders.job_file("exit")
+    if path is None or not path.exists():
+        return None
+    code = int(path.read_text().split()[0])
+    return code if code != 1 else None
+
+
+def _leave(code: int, text: str | None, *, lost: str = "") -> int:
+    """Say why, unless another process does; leave the exit code for train.sh; end this process whatever the others do."""
+    alone = distributed.nb_processes() == 1
+    text = distributed.words_to_say(text, lost)
+    if text is not None:
+        print(text if alone else f"rank {distributed.rank()}: {text}", file=sys.stderr)
+        if path := folders.job_file("exit"):
+            reason = text.strip().splitlines()[-1]
+            path.write_text(f"{code}\n{reason if alone else f'rank {distributed.rank()}: {reason}'}\n")
     sys.stdout.flush()
     sys.stderr.flush()
+    for worker in multiprocessing.active_children():  # of a DataLoader
+        worker.kill()
     if not alone:
         os._exit(code)  # taking the group down could wait for processes that hang
     return code

@@ -166,7 +166,7 @@ class Optimisation(Section):
         None, "data-parallel width of the recipe, whatever runs it; default: the number of processes", COUNT
     )
     replicas_at_once: int = option(
-        1, "replicas that a process takes through the model in one batch; more is faster and takes more memory", COUNT
+        1, "most replicas that a process takes through the model in one batch; more is faster, takes more memory", COUNT
     )
     epochs: int = option(500, "epochs of each task after the first", COUNT)
     base_epochs: int = option(500, "epochs of the first task", COUNT)
@@ -195,9 +195,6 @@ class Optimisation(Section):
     cooldown_epochs: int = option(10, "", refused="no effect: a task trains its epochs and no more; use epochs and min_lr")
 
     def check(self) -> None:
-        width = self.replicas or 1
-        reason = f"{self.replicas_at_once} at once, of {width}"
-        require(self.replicas_at_once <= width, "replicas_at_once, replicas", reason)
         require(self.opt_betas is None or len(self.opt_betas) == 2, "opt_betas", "takes two numbers")
         adam_like = self.opt not in ("sgd", "momentum", "nesterov")
         require(self.opt_betas is None or adam_like, "opt_betas, opt", f"{self.opt} has no betas; see momentum")
@@ -414,6 +411,8 @@ class Options:
                 require(not tokens, f"{key}, dytox", f"without dytox there is no {_some(sorted(tokens))}")
         reason = "nme leaves the classifier aside, weight_align changes nothing else; set one of them"
         require(not (loss.weight_align and self.rehearsal.nme), "weight_align, nme", reason)
+        reason = "a model made anew at each task sees all images already; set memory_size: 0"
+        require(memory == 0 or not self.run.retrain_scratch, "retrain_scratch, memory_size", reason)
         reason = "finetuning is on the memory; memory_size is 0"
         require(memory > 0 or not self.finetune.finetuning, "finetuning, memory_size", reason)
         for key in ("sam_first", "sam_second"):

@@ -63,8 +63,7 @@ def training(options: Options, task: Task, *, nb_tasks: int, replicas: int) -> P
 
 def finetunes(options: Options, task: Task, nb_classes: int) -> bool:
     """From the second task on, or when one task holds all classes."""
-    wanted = bool(options.finetune.finetuning) and not options.run.retrain_scratch
-    return wanted and (not task.first or task.nb_new == nb_classes)
+    return bool(options.finetune.finetuning) and (not task.first or task.nb_new == nb_classes)
 
 
 def finetuning(options: Options, task: Task, *, nb_tasks: int, replicas: int) -> Phase:
@@ -175,9 +174,9 @@ def training_set(
 
 
 def merged(benchmark: Benchmark, task: Task) -> tuple[Task, Samples]:
-    """All classes seen as one first task, and their training images."""
+    """All classes seen as one task without old classes, in the place of `task`; and their training images."""
     parts = [benchmark.train(index) for index in range(task.index + 1)]
-    return Task(0, 0, task.nb_seen), Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    return Task(task.index, 0, task.nb_seen), Samples(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def newest_task(tasks: Sequence[Task], model: nn.Module) -> Task:

@@ -178,8 +178,8 @@ class Report:
             )
         return record
 
-    def finish(self, *, nb_parameters: int, nb_exemplars: int, seconds: float) -> dict[str, Any]:
-        """Print the run's figures, write summary.json and return what it holds.
+    def finish(self, *, nb_parameters: int, nb_exemplars: int, seconds: float, seconds_saving: float = 0.0) -> dict[str, Any]:
+        """Print the run's figures, write summary.json and return what it holds. seconds_saving: on checkpoints, of `seconds`.
 
         Raises ValueError when no task has ended.
         """
@@ -198,6 +198,7 @@ class Report:
             "n_parameters": nb_parameters,
             "n_exemplars": nb_exemplars,
             "time": round(seconds, 1),
+            "time_saving": round(seconds_saving, 2),
         }
         if self.folder is not None:
             write_json(self.folder / SUMMARY, summary)
@@ -449,6 +450,16 @@ def duration(seconds: float) -> str:
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
     return f"{days} d " * (days > 0) + f"{hour}:{minute:02}:{second:02}"
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """What `Report.finish` wrote in a run's folder, once the run is done; else None."""
+    try:
+        if json.loads((folder / STATUS).read_text(encoding="utf-8"))["status"] != "done":
+            return None
+        return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from continual.engine import Sums
+from continual.errors import CheckpointError
 from continual.optim import Sam, Schedule
 from continual.rehearsal import Memory
 from continual.report import Report
@@ -102,7 +103,7 @@ class Run:
             self.progress = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers, strings, and lists and dicts of these."""
+        """Tensors, numbers, strings, and lists and dicts of these; bit by bit those of an uninterrupted run."""
         return {
             "position": asdict(self.position),
             "model": _model_state(self.model),
@@ -111,11 +112,13 @@ class Run:
             "report": self.report.state_dict(),
             "progress": self.progress.state_dict() if self.progress is not None else None,
             "last": self.last,
-            "seconds": self.seconds(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises RuntimeError if the weights do not fit the model that `build` makes."""
+    def load_state_dict(self, state: dict[str, Any], *, seconds: float = 0.0) -> None:
+        """Go on from `state_dict`. seconds: how long the run took up to there; it is no part of the state.
+
+        Raises CheckpointError if the weights do not fit the model that `build` makes.
+        """
         self.position = Position(**state["position"])
         self.model = self._grown(state["model"])
         self.teacher = None
@@ -125,13 +128,18 @@ class Run:
         self.report.load_state_dict(state["report"])
         self._resumed = state["progress"]
         self.last = state["last"]
-        self._seconds_before, self._begun = state["seconds"], time.monotonic()
+        self._seconds_before, self._begun = seconds, time.monotonic()
 
     def _grown(self, state: dict[str, Any]) -> nn.Module:
         model = self.build()
         for nb_new in state["classes"]:
             model.add_task(nb_new)
-        model.load_state_dict(state["weights"])
+        try:
+            model.load_state_dict(state["weights"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the weights of the checkpoint are of another model: {' '.join(str(error).split())[:300]}"
+            ) from None
         return model.to(self.device)
 
 

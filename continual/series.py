@@ -1,6 +1,5 @@
 """One command, several runs: every class order with every seed, each in its own folder, and their mean at the end."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import torch
 
 from continual import distributed, folders
 from continual.folders import Place
-from continual.options import Options, replace
-from continual.report import summarise, write_json
+from continual.options import Options, replace, to_yaml
+from continual.report import read_summary, summarise, write_json
 
 Main = Callable[[Options, Place, torch.device, distributed.StopSignal], dict]
 
@@ -19,7 +18,7 @@ def run_all(main: Main, options: Options, device: torch.device, stop: distribute
 
     A series that is resumed keeps the runs that are done, goes on with the one under way, and begins the others.
     """
-    place = distributed.on_main(lambda: folders.prepare(options))
+    options, place = distributed.on_main(lambda: folders.prepare(options))
     runs = of_series(options)
     if not runs:
         main(options, place, device, stop)
@@ -27,14 +26,16 @@ def run_all(main: Main, options: Options, device: torch.device, stop: distribute
     summaries = []
     for number, (label, one) in enumerate(runs.items(), start=1):
         inside = Place(place.logs / label, place.checkpoints / label)
-        done = distributed.on_main(lambda inside=inside: _summary(inside.logs))
-        if done is None:
+        done = distributed.on_main(lambda inside=inside, one=one: _summary(inside.logs, one))
+        if done is None or options.run.eval:
             _say(f"--- run {number} of {len(runs)}: {label}")
             one = distributed.on_main(lambda one=one, inside=inside: folders.prepare_inside(one, inside))
             done = main(one, inside, device, stop)
         else:
             _say(f"--- run {number} of {len(runs)}: {label} is done already")
         summaries.append(done)
+    if options.run.eval:
+        return
     text, figures = summarise(summaries)
     _say(f"\n{text}\n")
     if distributed.is_main():
@@ -55,9 +56,11 @@ def of_series(options: Options) -> dict[str, Options]:
     }
 
 
-def _summary(logs: Path) -> dict | None:
-    path = logs / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
+def _summary(logs: Path, options: Options) -> dict | None:
+    """What a run of these very options found, if it is done; whether it would do more with others, is for it to say."""
+    path = logs / "options.yaml"
+    unchanged = path.exists() and path.read_text(encoding="utf-8") == to_yaml(options)
+    return read_summary(logs) if unchanged else None
 
 
 def _say(text: str) -> None:

@@ -20,7 +20,8 @@ class Task:
 
     @property
     def first(self) -> bool:
-        return self.index == 0
+        """Whether it begins without old classes."""
+        return self.nb_old == 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,182 @@
+"""Runs of main.py as jobs of one or several processes, forked from a server that has imported everything once."""
+
+import json
+import multiprocessing
+import os
+import resource
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from continual.checkpoint import Store
+from continual.errors import CheckpointError
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT = 240.0  # seconds; generous, for it decides nothing but when a test that hangs gives up
+
+# Three tasks, training and finetuning, every loss, two replicas: some twenty steps, about a second.
+TINY = [
+    *("--options", str(ROOT / "options/data/digits_2-2.yaml"), str(ROOT / "options/model/digits_dytox.yaml")),
+    *("--embed-dim", "16", "--num-heads", "4", "--depth", "2", "--local-up-to-layer", "1"),
+    *("--debug", "--max-task", "3", "--device", "cpu", "--mixup", "0.8", "--drop-path", "0.1"),
+    *("--save-every-epoch", "1", "--keep-checkpoints", "100", "--eval-every", "1", "--process-timeout", "60"),
+]
+
+
+def _server() -> multiprocessing.context.ForkServerContext:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["main", "sklearn.datasets", "continuum.datasets"])
+    return context
+
+
+SERVER = _server()
+
+
+def _process(argv: list[str], environment: dict[str, str], output: str, most_bytes: int | None) -> None:
+    import main
+    from continual.launch import launch
+    from continual.options import parse_or_exit
+
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    os.environ.update(environment)
+    multiprocessing.current_process()._config["daemon"] = False  # it may have workers of its own
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    sys.exit(launch(main.main, parse_or_exit(argv)))
+
+
+class Job:
+    """One start of main.py on some processes, with its output in `folder`."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        *,
+        processes: int = 1,
+        fault: str = "",
+        environment: dict[str, str] | None = None,
+        most_bytes: int | None = None,
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        common = {"DYTOX_FAULT": fault, **(environment or {})}
+        if processes > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            common |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        number = len(list(folder.glob("output-*")))
+        self.begun, self.processes, self.outputs = time.monotonic(), [], []
+        for rank in range(processes):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+            self.outputs.append(folder / f"output-{number + rank}")
+            args = (list(argv), common | own, str(self.outputs[-1]), most_bytes)
+            self.processes.append(SERVER.Process(target=_process, args=args))
+            self.processes[-1].start()
+
+    def wait(self) -> "Job":
+        """Until every process has ended; after TIMEOUT they are killed, which the exit codes show."""
+        for process in self.processes:
+            process.join(max(0.0, self.begun + TIMEOUT - time.monotonic()))
+        for process in self.processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self.seconds = time.monotonic() - self.begun
+        return self
+
+    @property
+    def codes(self) -> list[int]:
+        """Exit codes by rank; minus the signal for a process that one ended."""
+        return [process.exitcode for process in self.processes]
+
+    def said(self, rank: int | None = None) -> str:
+        """What a process printed; all of them one after the other without a rank."""
+        outputs = self.outputs if rank is None else [self.outputs[rank]]
+        return "".join(output.read_text() for output in outputs if output.exists())
+
+
+def run(argv: Sequence[str], folder: Path, **how: Any) -> Job:
+    """A job from start to end."""
+    return Job(argv, folder, **how).wait()
+
+
+def finish(argv: Sequence[str], folder: Path, **how: Any) -> Job:
+    """A job that has to end well."""
+    job = run(argv, folder, **how)
+    assert set(job.codes) == {0}, job.said()
+    return job
+
+
+def folders(folder: Path) -> list[str]:
+    """Options that put a run below `folder`."""
+    return ["--log-path", str(folder / "logs"), "--output-basedir", str(folder / "checkpoints"), "--name", "run"]
+
+
+def checkpoints(folder: Path) -> Path:
+    """The checkpoint folder of the one run below `folder`."""
+    (found,) = (folder / "checkpoints").rglob("run.json")
+    return found.parent
+
+
+def logs(folder: Path) -> Path:
+    """The log folder of the one run below `folder`."""
+    (found,) = (folder / "logs").rglob("run.json")
+    return found.parent
+
+
+def states(folder: Path) -> dict[str, Any]:
+    """The state in every valid checkpoint of a folder, by the name of its place in the run."""
+    found = {}
+    for stored in Store(folder).stored():
+        with suppress(CheckpointError):
+            found[stored.manifest["name"]] = Store._read(stored)
+    return found
+
+
+def assert_equal(a: Any, b: Any, where: str = "state") -> None:
+    """Two states are the same, bit by bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}[{key!r}]")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """All that a run leaves but times: every state, the bytes of its evaluations, its summary."""
+    summary = json.loads((logs(folder) / "summary.json").read_text())
+    return {
+        "states": states(checkpoints(folder)),
+        "evaluations": (logs(folder) / "evaluations.jsonl").read_text(),
+        "summary": {key: value for key, value in summary.items() if not key.startswith("time")},
+        "status": json.loads((logs(folder) / "status.json").read_text()),
+    }
+
+
+def assert_same_results(folder: Path, reference: Path) -> None:
+    """As if nothing had happened. Places at which only one of the two saved (when it was stopped) do not count."""
+    own, wanted = results(folder), results(reference)
+    missing = set(wanted["states"]) - set(own["states"])
+    assert not missing, f"never saved: {missing}"
+    own["states"] = {name: own["states"][name] for name in wanted["states"]}
+    assert_equal(own, wanted)

@@ -1,0 +1,152 @@
+"""One recipe on any number of processes: the same losses, exemplars, metrics and weights."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from jobs import TINY, assert_equal, checkpoints, finish, folders, logs, results, run, states
+
+from continual import distributed
+from continual.errors import LostProcess, OptionsError
+
+# Few exemplars: the more are herded of a class, the more often two images are so nearly as good that rounding decides.
+FOUR = [*TINY, "--replicas", "4", "--replicas-at-once", "1", "--memory-size", "20"]
+TOLERANCE = 1e-5
+
+
+def assert_close(a, b, where="state"):
+    """Equal up to the order of summation; `pos_proj.bias` has no gradient but rounding, which Adam blows up."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            if not str(key).endswith("pos_proj.bias"):
+                assert_close(a[key], b[key], f"{where}[{key!r}]")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_close(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.allclose(a.double(), b.double(), rtol=TOLERANCE, atol=TOLERANCE), where
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=TOLERANCE, abs=TOLERANCE), where
+    else:
+        assert a == b, where
+
+
+def what_counts(folder):
+    """Weights, exemplars, metrics and losses after every epoch; not the optimizer, whose moments lie near zero."""
+    kept = {
+        name: {key: state[key] for key in ("position", "model", "teacher", "memory", "report", "last")}
+        for name, state in states(checkpoints(folder)).items()
+    }
+    for state in kept.values():
+        state["report"] = {key: value for key, value in state["report"].items() if key == "nb_seen"}
+    evaluations = [json.loads(line) for line in (logs(folder) / "evaluations.jsonl").read_text().splitlines()]
+    return {"states": kept, "evaluations": evaluations}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--drop-path", "0"],
+        ["--drop-path", "0.3", "--distributed-memory", "--dist-eval", "--memory-size", "80"],
+        ["--drop-path", "0", "--sam-rho", "0.05", "--clip-grad", "1"],
+    ],
+    ids=["shared memory", "distributed memory, drop path", "SAM"],
+)
+def test_one_two_and_four_processes(more, tmp_path):
+    found = {}
+    for processes in (1, 2, 4):
+        folder = tmp_path / str(processes)
+        finish([*FOUR, *more, *folders(folder)], folder, processes=processes)
+        found[processes] = what_counts(folder)
+    for processes in (2, 4):
+        assert_close(found[processes], found[1], f"{processes} processes")
+        exemplars = [[state["memory"] for state in found[p]["states"].values()] for p in (1, processes)]
+        assert_equal(*exemplars)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    finish([*FOUR, "--drop-path", "0", *folders(folder)], folder)
+    return folder
+
+
+def test_replicas_at_once(plain, tmp_path):
+    finish([*FOUR, "--drop-path", "0", "--replicas-at-once", "2", *folders(tmp_path)], tmp_path)
+    assert_close(what_counts(tmp_path), what_counts(plain))
+
+
+def test_workers(plain, tmp_path):
+    """Bit by bit: what a worker does to an image hangs on nothing but the image's place."""
+    augmented = [*FOUR, "--drop-path", "0", "--max-task", "2", "--reprob", "0.5", "--aa", "rand-m9-mstd0.5-inc1"]
+    for workers in ("0", "2"):
+        folder = tmp_path / workers
+        finish([*augmented, "--num-workers", workers, *folders(folder)], folder)
+    assert_equal(results(tmp_path / "0"), results(tmp_path / "2"))
+
+
+def test_dist_eval(plain, tmp_path):
+    finish([*FOUR, "--drop-path", "0", "--dist-eval", *folders(tmp_path)], tmp_path, processes=2)
+    assert_close(what_counts(tmp_path), what_counts(plain))
+
+
+def test_replicas_that_the_processes_do_not_divide(tmp_path):
+    job = run([*TINY, "--replicas", "3", *folders(tmp_path)], tmp_path, processes=2)
+    assert job.codes == [2, 2]
+    assert "replicas: 3 cannot be shared by 2 processes; start 1, 3 of them" in job.said(0)
+    assert "error" not in job.said(1)
+
+
+def test_alone_everything_works_and_does_nothing():
+    value = torch.tensor([1.0, 2.0])
+    distributed.average([value])
+    assert torch.equal(distributed.sum_over_processes(value), torch.tensor([1.0, 2.0]))
+    assert np.array_equal(distributed.sum_array(np.arange(3), torch.device("cpu")), np.arange(3))
+    assert distributed.from_main("x") == "x" and distributed.on_main(lambda: 3) == 3
+    assert distributed.main_first(lambda first: first) is True
+    assert list(distributed.replicas_of_this_process(3)) == [0, 1, 2]
+    assert (distributed.rank(), distributed.nb_processes(), distributed.is_main()) == (0, 1, True)
+    distributed.barrier()
+    distributed.share_buffers(torch.nn.BatchNorm1d(2))
+    distributed.stop()
+
+
+def test_replicas_of_a_process(monkeypatch):
+    monkeypatch.setattr(distributed, "nb_processes", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    assert list(distributed.replicas_of_this_process(6)) == [3, 4, 5]
+    with pytest.raises(OptionsError, match="start 1, 5 of them"):
+        distributed.replicas_of_this_process(5)
+
+
+@pytest.mark.parametrize(
+    "own, words, dead, said",
+    [
+        ("error: x", {0: "error: x", 2: "error: x"}, [], None),  # a lower rank says the same
+        ("error: x", {0: "lost: y", 2: "error: x"}, [], "error: x"),
+        (None, {0: "error: x", 2: "lost: y"}, [], None),  # who knows why speaks
+        (None, {0: "lost: y", 2: "lost: y"}, [], None),
+        (None, {2: "lost: y"}, [0], "error: rank 0 ended without a word (killed, or out of memory): z"),
+        (None, {}, [0, 2], "error: ranks 0, 2 ended without a word (killed, or out of memory): z"),
+        (None, {2: "lost: y"}, [], "error: rank 0 gave no answer in time: z"),
+    ],
+)
+def test_who_speaks(own, words, dead, said, monkeypatch):
+    class Notes:
+        rank, size = 1, 3
+
+        def leave(self, why):
+            assert why == (own or "lost: z")
+            return words, dead
+
+    monkeypatch.setattr(distributed._Notes, "of_job", Notes())
+    assert distributed.words_to_say(own, "z") == said
+
+
+def test_lost_processes_are_told_in_short():
+    with pytest.raises(LostProcess, match=r"^connection closed$"), distributed._collective():
+        raise RuntimeError("connection\n closed. This is typically caused by something else. Good luck!")

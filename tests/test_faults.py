@@ -1,0 +1,268 @@
+"""Whatever ends a run at whatever moment: resumed, it comes out bit by bit as one that nothing ever happened to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from jobs import ROOT, TIMEOUT, TINY, Job, assert_equal, assert_same_results, checkpoints, finish, folders, logs, run, states
+
+from continual import faults
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a run on so many processes that nothing happened to."""
+    done = {}
+
+    def of(processes):
+        if processes not in done:
+            done[processes] = tmp_path_factory.mktemp(f"undisturbed-{processes}")
+            finish([*TINY, *folders(done[processes])], done[processes], processes=processes)
+        return done[processes]
+
+    return of
+
+
+def resume(folder, **how):
+    return finish(["--resume", str(checkpoints(folder))], folder, **how)
+
+
+def status(folder):
+    return json.loads((logs(folder) / "status.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("data:3", "forward:11", "backward:6", "step:8", "evaluation:5", "exemplars:2", "finetuning:2", "task change:2"),
+        *("end:1", "end:3", "writing:9", "rename:15", "rename:5", "manifest:4"),
+    ],
+)
+def test_killed_anywhere(place, tmp_path, undisturbed):
+    job = run([*TINY, *folders(tmp_path)], tmp_path, fault=f"kill:{place}")
+    assert job.codes == [-signal.SIGKILL], job.said()
+    assert status(tmp_path)["status"] == "running"
+    resume(tmp_path)
+    assert_same_results(tmp_path, undisturbed(1))
+
+
+@pytest.mark.parametrize("place", ["forward:9:rank1", "step:12:rank0", "exemplars:3:rank1", "writing:12:rank0"])
+def test_killed_on_one_of_two_processes(place, tmp_path, undisturbed):
+    job = run([*TINY, *folders(tmp_path)], tmp_path, processes=2, fault=f"kill:{place}")
+    killed = int(place[-1])
+    assert job.codes[killed] == -signal.SIGKILL
+    assert job.codes[1 - killed] == 1
+    assert f"rank {killed} ended without a word" in job.said(1 - killed)
+    assert "Traceback" not in job.said()
+    resume(tmp_path, processes=2)
+    assert_same_results(tmp_path, undisturbed(2))
+
+
+def test_resumed_on_four_processes(tmp_path):
+    """Sums of more than two processes are rounded by their layout, which must not change when a run is resumed."""
+    more = ["--replicas", "4"]
+    finish([*TINY, *folders(tmp_path / "a"), *more], tmp_path, processes=4)
+    job = run([*TINY, *folders(tmp_path / "b"), *more], tmp_path, processes=4, fault="term:step:2:rank3")
+    assert job.codes == [75] * 4
+    finish(["--resume", str(checkpoints(tmp_path / "b"))], tmp_path, processes=4)
+    assert_same_results(tmp_path / "b", tmp_path / "a")
+
+
+def test_killed_twice_while_cleaning_up(tmp_path, undisturbed):
+    few = ["--keep-checkpoints", "1"]
+    assert run([*TINY, *folders(tmp_path), *few], tmp_path, fault="kill:cleaning:1").codes == [-signal.SIGKILL]
+    again = run(["--resume", str(checkpoints(tmp_path))], tmp_path, fault="kill:cleaning:2")
+    assert again.codes == [-signal.SIGKILL]
+    resume(tmp_path)
+    left, wanted = states(checkpoints(tmp_path)), states(checkpoints(undisturbed(1)))
+    assert list(left) == ["task-1-finished", "task-2-finished", "task-3-finished"]
+    assert_equal(left, {name: wanted[name] for name in left})
+    names = {path.name.partition(".")[0] for path in checkpoints(tmp_path).glob("0*")}
+    assert len(names) == 3  # no halves of pairs
+
+
+def test_killed_before_the_first_checkpoint(tmp_path, undisturbed):
+    job = run([*TINY, *folders(tmp_path)], tmp_path, fault="kill:writing:1")
+    assert job.codes == [-signal.SIGKILL]
+    assert list(checkpoints(tmp_path).glob(".*.tmp"))
+    job = resume(tmp_path)
+    assert "ended before its first checkpoint: it begins from the start" in job.said()
+    assert not list(checkpoints(tmp_path).glob(".*.tmp"))
+    assert_same_results(tmp_path, undisturbed(1))
+
+
+@pytest.mark.parametrize(
+    "place", ["data:1", "step:7", "evaluation:4", "exemplars:2", "writing:4", "finetuning:2", "task change:1"]
+)
+def test_asked_to_stop(place, tmp_path, undisturbed):
+    """A step is the most that is done before saving; a second request changes nothing."""
+    job = run([*TINY, *folders(tmp_path)], tmp_path, fault=f"term:{place},term:rename:6")
+    assert job.codes == [75], job.said()
+    assert status(tmp_path)["status"] == "preempted" and status(tmp_path)["exit_code"] == 75
+    last = job.said().strip().splitlines()[-1]
+    assert last.startswith("error: stopped at") and str(checkpoints(tmp_path)) in last
+    resume(tmp_path)
+    assert_same_results(tmp_path, undisturbed(1))
+
+
+def test_asked_to_stop_at_the_very_end(tmp_path, undisturbed):
+    assert run([*TINY, *folders(tmp_path)], tmp_path, fault="term:task change:3").codes == [0]
+    assert_same_results(tmp_path, undisturbed(1))
+
+
+@pytest.mark.parametrize("place", ["step:7:rank1", "exemplars:2:rank0", "evaluation:2:rank1"])
+def test_one_of_two_processes_asked_to_stop(place, tmp_path, undisturbed):
+    job = run([*TINY, *folders(tmp_path)], tmp_path, processes=2, fault=f"term:{place}")
+    assert job.codes == [75, 75], job.said()
+    assert "stopped at" in job.said(0) and "stopped at" not in job.said(1)
+    assert status(tmp_path)["status"] == "preempted"
+    resume(tmp_path, processes=2)
+    assert_same_results(tmp_path, undisturbed(2))
+
+
+def test_stops_within_one_step(tmp_path):
+    job = run([*TINY, *folders(tmp_path)], tmp_path, fault="term:forward:1")
+    assert job.codes == [75]
+    assert list(states(checkpoints(tmp_path))) == ["task-1-training-epoch-1-step-0", "task-1-training-epoch-1-step-1"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_not_a_number(processes, tmp_path, undisturbed):
+    fault = "nan:forward:8" if processes == 1 else "nan:forward:4:rank1"  # one process carries both replicas
+    job = run([*TINY, *folders(tmp_path)], tmp_path, processes=processes, fault=fault)
+    assert job.codes == [5] * processes
+    last = job.said(0).strip().splitlines()[-1]
+    assert "error: the loss is not finite at epoch 2, step 2: " in last and "Traceback" not in job.said()
+    assert "error" not in job.said(1) if processes == 2 else True
+    assert status(tmp_path)["status"] == "failed" and status(tmp_path)["exit_code"] == 5
+    left, wanted = states(checkpoints(tmp_path)), states(checkpoints(undisturbed(processes)))
+    assert list(left) == ["task-1-training-epoch-1-step-0", "task-1-training-epoch-2-step-0"]
+    assert_equal(left, {name: wanted[name] for name in left})
+    resume(tmp_path, processes=processes)
+    assert_same_results(tmp_path, undisturbed(processes))
+
+
+def test_one_process_raises(tmp_path):
+    job = run([*TINY, *folders(tmp_path)], tmp_path, processes=2, fault="raise:backward:5:rank1")
+    assert job.codes == [1, 1]
+    assert "rank 1: Traceback" in job.said(1) and "RuntimeError: a fault on purpose" in job.said(1)
+    assert "rank 0" not in job.said(0)
+
+
+def test_one_process_hangs(tmp_path):
+    argv = [*TINY, *folders(tmp_path), "--process-timeout", "15"]
+    job = run(argv, tmp_path, processes=2, fault="hang:step:5:rank1")
+    assert job.codes == [1, 1]
+    assert "rank 0: error: rank 1 gave no answer in time" in job.said(0)
+    assert "faults.py" in job.said(1)  # where it hung
+    ran = job.seconds - 15
+    assert ran < 25  # 10 seconds to end, and some to begin on a busy machine
+
+
+def test_disk_full(tmp_path, undisturbed):
+    assert run([*TINY, *folders(tmp_path)], tmp_path, fault="term:step:7").codes == [75]
+    folder = checkpoints(tmp_path)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    smallest = min(len(content) for path, content in before.items() if path.suffix == ".pt")
+    job = run(["--resume", str(folder)], tmp_path, most_bytes=smallest - 10_000)
+    assert job.codes == [4], job.said()
+    last = job.said().strip().splitlines()[-1]
+    assert last.startswith("error: could not write") and "File too large; the last checkpoint is" in last
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    resume(tmp_path)
+    assert_same_results(tmp_path, undisturbed(1))
+
+
+def train_sh(argv, folder, **environment):
+    """train.sh on two processes; its output goes to `folder`/output."""
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
+    with open(folder / "output", "a") as output:
+        return subprocess.Popen(
+            ["bash", str(ROOT / "train.sh"), "cpu:2", *argv], stdout=output, stderr=output, env=environment, cwd=ROOT
+        )
+
+
+def wait_for(condition):
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_train_sh_asked_to_stop_twice(tmp_path):
+    """The launcher itself: every process saves, and the exit code says so."""
+    argv = [*TINY, *folders(tmp_path), "--no-debug", "--epochs", "1000", "--base-epochs", "1000"]
+    script = train_sh(argv, tmp_path)
+    wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-3-step-0.json")))
+    script.send_signal(signal.SIGTERM)
+    script.send_signal(signal.SIGTERM)
+    code = script.wait(TIMEOUT)
+    said = (tmp_path / "output").read_text()
+    assert code == 75, said
+    assert status(tmp_path)["status"] == "preempted"
+    assert said.strip().splitlines()[-1].startswith("rank 0: error: stopped at task-1-training-epoch-")
+
+
+def test_train_sh_starts_a_failed_job_again(tmp_path, undisturbed):
+    """After kill -9 of one process torchrun starts all again, and they go on in the same folder."""
+    argv = [*TINY, *folders(tmp_path)]
+    code = train_sh(argv, tmp_path, MAX_RESTARTS="1", DYTOX_FAULT="kill:step:9:rank1").wait(TIMEOUT)
+    said = (tmp_path / "output").read_text()
+    assert code == 0, said
+    assert "resumed from task-2-finetuning" in said
+    assert_same_results(tmp_path, undisturbed(2))
+
+
+def test_a_job_is_not_started_again_in_vain(tmp_path):
+    """What was refused would be refused again."""
+    (tmp_path / "exit").write_text("5\nerror: the loss is not finite\n")
+    job = run([*TINY, *folders(tmp_path)], tmp_path, environment={"DYTOX_JOB": str(tmp_path)})
+    assert job.codes == [5]
+    assert job.said() == "" and not (tmp_path / "logs").exists()
+
+
+def test_two_runs_in_one_folder(tmp_path, undisturbed):
+    first = Job([*TINY, *folders(tmp_path)], tmp_path, fault="hang:step:5")
+    wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-2-step-0.json")))
+    second = run(["--resume", str(checkpoints(tmp_path))], tmp_path)
+    assert second.codes == [4]
+    assert "another run is writing here" in second.said()
+    first.processes[0].kill()
+    first.wait()
+    resume(tmp_path)
+    assert_same_results(tmp_path, undisturbed(1))
+
+
+def test_finished_runs_do_nothing(undisturbed):
+    folder = undisturbed(1)
+    kept = {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if "output" not in path.name and path.is_file()
+    }
+    for side in (checkpoints(folder), logs(folder)):
+        assert "this run is finished" in finish(["--resume", str(side)], folder).said()
+    now = {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if "output" not in path.name and path.is_file()
+    }
+    assert now == kept
+
+
+def test_places_are_named(monkeypatch):
+    monkeypatch.setenv(faults.VARIABLE, "kill:nowhere:1")
+    with pytest.raises(ValueError, match="nowhere"):
+        faults.reach("step")
+    monkeypatch.delenv(faults.VARIABLE)
+    assert faults.reach("step", 3.0) == 3.0
+
+
+def test_no_fault_after_a_restart(monkeypatch):
+    monkeypatch.setenv(faults.VARIABLE, "raise:step:1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    faults.reach("step")

@@ -1,0 +1,112 @@
+"""What a failure leaves: one line, and an exit code."""
+
+import errno
+
+import pytest
+from jobs import TINY, folders, run
+from made_up import write_image_tree
+
+from continual import distributed, launch
+from continual.errors import CheckpointError, DataError, NonFiniteLoss, OptionsError, Preempted, Refused
+from continual.options import parse
+
+
+@pytest.fixture(autouse=True)
+def no_signals(monkeypatch):
+    monkeypatch.setattr(distributed.StopSignal, "__init__", lambda self: None)
+
+
+def launched(monkeypatch, tmp_path, error):
+    def main(options, place, device, stop):
+        if error is not None:
+            raise error
+
+    monkeypatch.setenv("DYTOX_JOB", str(tmp_path))
+    options = parse(["--log-path", str(tmp_path / "l"), "--output-basedir", str(tmp_path / "c"), "--device", "cpu"])
+    return launch.launch(main, options)
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (None, 0),
+        (OptionsError("why"), 2),
+        (DataError("why"), 3),
+        (CheckpointError("why"), 4),
+        (NonFiniteLoss("why"), 5),
+        (Preempted("why"), 75),
+        (Refused("why"), 1),
+    ],
+)
+def test_exit_codes(error, code, monkeypatch, tmp_path, capsys):
+    assert launched(monkeypatch, tmp_path, error) == code
+    said = capsys.readouterr().err
+    if error is None:
+        assert said == "" and not (tmp_path / "exit").exists()
+    else:
+        assert said == "error: why\n"
+        assert (tmp_path / "exit").read_text() == f"{code}\nerror: why\n"
+
+
+def test_disk_full_anywhere(monkeypatch, tmp_path, capsys):
+    full = OSError(errno.ENOSPC, "No space left on device", "evaluations.jsonl")
+    assert launched(monkeypatch, tmp_path, full) == 4
+    assert capsys.readouterr().err == "error: could not write evaluations.jsonl: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "error, code", [(ValueError("odd"), 1), (OSError(errno.EACCES, "denied"), 1), (KeyboardInterrupt(), 130)]
+)
+def test_what_nobody_expected(error, code, monkeypatch, tmp_path, capsys):
+    assert launched(monkeypatch, tmp_path, error) == code
+    said = capsys.readouterr().err
+    assert said == "interrupted\n" if code == 130 else said.startswith("Traceback")
+    assert (tmp_path / "exit").read_text().startswith(f"{code}\n")
+
+
+def test_a_workers_error_is_one_line():
+    wrapped = (
+        "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "x.py", line 1, in f\ncontinual.errors.DataError: cannot read a.jpg (index 3)\n'
+    )
+    assert str(DataError(wrapped)) == "cannot read a.jpg (index 3)"
+    assert str(DataError("plain")) == "plain" and str(DataError("")) == ""
+
+
+@pytest.mark.parametrize("workers, processes", [(0, 1), (1, 1), (0, 2)])
+def test_corrupt_image(workers, processes, tmp_path):
+    data = tmp_path / "data"
+    write_image_tree(data, ["ant", "bee", "cat", "dog"], 6, 2, 8)
+    path = data / "train" / "bee" / "bee_3.JPEG"
+    path.write_bytes(path.read_bytes()[:200])
+    argv = [*TINY, *folders(tmp_path), "--data-set", "folder", "--data-path", str(data), "--num-workers", str(workers)]
+    job = run(argv, tmp_path, processes=processes)
+    assert job.codes[0] in (1, 3) and 3 in job.codes
+    (line,) = [line for line in job.said().splitlines() if "error" in line]
+    assert "error: cannot read the image" in line and str(path) in line and "(index 9)" in line
+    assert "Traceback" not in job.said()
+
+
+def test_missing_data_with_several_processes(tmp_path):
+    argv = [*TINY, *folders(tmp_path), "--data-set", "folder", "--data-path", str(tmp_path / "nowhere")]
+    job = run(argv, tmp_path, processes=2)
+    assert job.codes == [3, 1]
+    (line,) = [line for line in job.said().splitlines() if "error" in line]
+    assert "looked for one folder per class in" in line and "nowhere" in line
+
+
+def test_memory_too_small(tmp_path):
+    job = run([*TINY, *folders(tmp_path), "--memory-size", "9"], tmp_path)
+    assert job.codes == [2]
+    assert "memory_size: 9 is too small for 10 classes: at least 10, or 0 for no memory" in job.said()
+
+
+@pytest.mark.parametrize("size", ["1", "7", "100000"])
+def test_any_batch_size_trains(size, tmp_path):
+    """Odd batches under mixup, batches of one, batches larger than the data; fewer than 256 images."""
+    data = tmp_path / "data"
+    write_image_tree(data, ["ant", "bee", "cat", "dog"], 9, 2, 8)
+    argv = [*TINY, *folders(tmp_path), "--data-set", "folder", "--data-path", str(data), "--batch-size", size]
+    job = run([*argv, "--cutmix", "1", "--memory-size", "8"], tmp_path)
+    assert job.codes == [0], job.said()
+    assert "clf" in job.said()

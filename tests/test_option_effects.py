@@ -1,0 +1,516 @@
+"""Every option changes the computation it names, and nothing else.
+
+Runs of two tasks go through `main.main` whole, except that nothing is trained: in the place of one epoch of training stands
+an observer, which notes what it was given. What it notes has a name: `tr0` and `tr1` are the training of the first and
+second task, `ft1` the finetuning of the second; `tr1/rates` are the learning rates of that phase. A changed option must
+change exactly the notes that the table gives it. Below the table, a few steps are really trained, where notes cannot tell.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import main
+from continual import distributed, engine, folders, recipe
+from continual.checkpoint import Store
+from continual.dytox import Outputs
+from continual.errors import OptionsError
+from continual.metrics import Scores
+from continual.options import FIELDS, Options, flat, replace
+from continual.randomness import seeded
+
+BASE = {
+    **{"data_set": "digits", "initial_increment": 4, "increment": 3, "max_task": 2, "num_workers": 0, "no_amp": True},
+    **{"input_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 4, "local_up_to_layer": 2},
+    **{"dytox": True, "class_attention": True, "ind_clf": "1-1", "drop_path": 0.0},
+    **{"batch_size": 16, "replicas": 2, "base_epochs": 6, "epochs": 5, "warmup_epochs": 1, "eval_every": None},
+    **{"bce_loss": True, "auto_kd": True, "head_div": 0.1, "memory_size": 42, "finetuning": "balanced"},
+    **{
+        "finetuning_epochs": 3,
+        "aa": None,
+        "color_jitter": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "reprob": 0.0,
+        "weight_decay": 0.01,
+    },
+}
+PHASES = ("tr0", "tr1", "ft1")
+
+LOAD = functools.cache(recipe.load)
+
+
+def mark(value: Any) -> str:
+    """Short text that is equal for equal values only."""
+    if isinstance(value, Tensor):
+        value = value.detach().numpy()
+    if isinstance(value, np.ndarray):
+        content = value.tolist().__repr__().encode() if value.dtype == object else value.tobytes()
+        value = (value.shape, str(value.dtype), hashlib.sha256(content).hexdigest())
+    if isinstance(value, dict):
+        value = [(name, mark(each)) for name, each in value.items()]
+    if isinstance(value, list | tuple):
+        value = [mark(each) for each in value]
+    return repr(value) if len(repr(value)) < 200 else hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def fixed(*shape: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(shape).normal(size=shape).astype(np.float32))
+
+
+class Observer:
+    """Stands in for one epoch of training and for evaluation, and keeps notes."""
+
+    def __init__(self) -> None:
+        self.notes: dict[str, list[str]] = {}
+
+    def note(self, name: str, value: Any) -> None:
+        self.notes.setdefault(name, []).append(mark(value))
+
+    def train_one_epoch(
+        self, model, loader, objective, optimizer, *, loading, mixing, sam, beside, clip_grad, at_once
+    ) -> Iterator[tuple[dict[str, Tensor], int]]:
+        sampler, dataset = loader.batch_sampler, loader.dataset
+        phase = {"training": "tr", "finetuning": "ft"}[sampler.key[1]] + str(sampler.key[2])
+        note = lambda name, value: self.note(f"{phase}/{name}", value)  # noqa: E731
+        batches = list(sampler)
+        note("rates", optimizer.param_groups[0]["lr"])
+        note("batches", [[index for index, _ in batch] for batch in batches])
+        if sampler.epoch == 0:
+            note("set", [dataset.samples.y[view] for view in sampler.views])
+            note("images", torch.stack([dataset[item][0] for batch in batches[:6] for item in batch[:12]]))
+            apart = {"params": 0, "lr": 0, "initial_lr": 0}
+            note("optimizer", [type(optimizer).__name__, *({**group, **apart} for group in optimizer.param_groups)])
+            self._model(note, model, dataset.transform)
+            self._losses(note, objective, mixing)
+            note("sam", sam and (sam.rho, sam.adaptive, sam.look_every, sam.look_alpha))
+            note("beside", beside and [len(beside.loader), beside.sam_first, beside.sam_second, beside.nb_replays])
+            note("settings", (clip_grad, at_once))
+        yield {"total": torch.tensor(1.0 + sampler.epoch)}, 1
+
+    def _model(self, note, model: nn.Module, transform) -> None:
+        modes = [module.training for module in model.modules()]
+        note("weights", {name: value for name, value in model.state_dict().items()})
+        note("frozen", [name for name, p in model.named_parameters() if not p.requires_grad])
+        note("modes", [name for name, module in model.named_modules() if not module.training])
+        images = fixed(4, 3, *transform(_blank()).shape[1:])
+        with torch.no_grad(), seeded("forward"):
+            note("noisy", model(images).logits)
+            model.eval()
+            note("forward", model(images).logits)
+        for module, mode in zip(model.modules(), modes, strict=True):
+            module.training = mode
+
+    def _losses(self, note, objective, mixing) -> None:
+        """The losses, from outputs that have nothing to do with the model."""
+        task, nb_seen = objective.task, objective.task.nb_seen
+        div = None if task.first else fixed(6, task.nb_new + 1)
+        student = (Outputs(fixed(6, nb_seen), div, None), [fixed(6, 16, 4), fixed(6, 16, 5)])
+        teacher = (Outputs(fixed(6, max(1, task.nb_old)) + 1, None, None), [fixed(6, 16, 4) * 2 + 1, fixed(6, 16, 5) ** 2])
+        objective.model = lambda images, maps: student
+        objective.teacher = objective.teacher and (lambda images, maps: teacher)
+        images, labels = fixed(6, 3, 8, 8), torch.arange(6) % nb_seen
+        note("losses", [objective(images, targets) for targets in (labels, fixed(6, nb_seen).softmax(1))])
+        note("mixing", mixing and [mixing(images, labels, ("draw", i)) for i in range(8)])
+
+    def evaluate(self, model, dataset, tasks, *, loading, batch_size, spread, score=None) -> Scores:
+        self.note("evaluations/when", len(tasks))
+        self.note("evaluations/labels", dataset.samples.y)
+        self.note("evaluations/images", torch.stack([dataset[i][0] for i in range(4)]))
+        self.note("evaluations/spread", spread)
+        outputs = Outputs(fixed(5, tasks[-1].nb_seen), None, fixed(5, 1, model.embed_dim))
+        self.note("evaluations/score", None if score is None else score(outputs))
+        return Scores(*[(1,) * len(tasks)] * 5)
+
+
+def _blank():
+    from PIL import Image
+
+    return Image.new("RGB", (8, 8))
+
+
+def run_of(options: Options, folder: Path) -> dict:
+    """The summary of one run, which leaves its files in `folder`."""
+    place = folders.Place(folder / "logs", folder / "checkpoints")
+    place.logs.mkdir()
+    place.checkpoints.mkdir()
+    return main.main(options, place, torch.device("cpu"), distributed.StopSignal())
+
+
+@pytest.fixture(scope="module")
+def observe(tmp_path_factory):
+    """options -> what the observer noted of their run."""
+
+    def observed(items: tuple) -> dict[str, list[str]]:
+        observer, options = Observer(), replace(Options(), **dict(items))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "train_one_epoch", observer.train_one_epoch)
+            patch.setattr(engine, "evaluate", observer.evaluate)
+            patch.setattr(recipe, "load", LOAD)
+            remember, prepare = main.remember, main.prepare
+
+            def noting_remember(run, exp, task, new_images):
+                remember(run, exp, task, new_images)
+                x = [] if run.memory.x is None else run.memory.x
+                observer.note(f"memory{task.index}", [x, run.memory.y, run.memory.replica])
+
+            def noting_save(store, state, **named):
+                observer.note("saves", named["name"])
+
+            def noting_prepare(*args):
+                exp = prepare(*args)
+                observer.note("data", [exp.benchmark.train_samples.x, exp.benchmark.train_samples.y, exp.benchmark.class_order])
+                observer.note("tasks", [astuple(task) for task in exp.tasks])
+                observer.note("loading", (exp.loading.num_workers, exp.loading.pin_mem))
+                observer.note("precision", exp.loading.amp)
+                observer.note("kept", (exp.store.keep, exp.store.keep_tasks))
+                return exp
+
+            patch.setattr(main, "remember", noting_remember)
+            patch.setattr(main, "prepare", noting_prepare)
+            patch.setattr(Store, "save", noting_save)
+            run_of(options, tmp_path_factory.mktemp("run"))
+        return observer.notes
+
+    cached = functools.cache(observed)
+    return lambda **changes: cached(tuple(sorted({**BASE, **changes}.items())))
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+
+def of(phases: str, *names: str) -> set[str]:
+    """of("tr0 ft1", "rates") -> {"tr0/rates", "ft1/rates"}; "all" for the three phases."""
+    return {f"{phase}/{name}" for phase in (PHASES if phases == "all" else phases.split()) for name in names}
+
+
+MODEL = of("all", "weights", "forward", "noisy")
+HERDED = {"rehearsal": "icarl_all"}
+MIXED = {"mixup": 0.8}
+BOTH = {"mixup": 0.8, "cutmix": 1.0}
+SGD = {"opt": "momentum"}
+NOISY_RATE = {"lr_noise": (0.1,)}
+SAM = {"sam_rho": 0.5}
+PLAIN = {"dytox": False, "ind_clf": "", "head_div": 0.0}  # one growing classifier
+ERASING = {"reprob": 1.0}
+LARGE = {"input_size": 40, "patch_size": 10}
+FROZEN = {"freeze_task": ("old_heads", "sab"), "drop_path": 0.5}
+TAUGHT = {"auto_kd": False, "kd": 1.0}
+PODDED = {"auto_kd": False, "pod": 1.0}
+RANDOMLY_AUGMENTED = of("all", "images")
+EVERYTHING = ("rates", "batches", "set", "images", "optimizer", "weights", "frozen", "modes", "noisy", "forward", "losses")
+EVERYTHING += ("mixing", "sam", "beside", "settings")
+EVALUATIONS = {f"evaluations/{name}" for name in ("when", "labels", "images", "spread", "score")}
+OTHER_TASKS = {
+    "tasks",
+    "memory1",
+    "evaluations/labels",
+    *of("tr1 ft1", "set", "images", "losses", "weights", "forward", "noisy"),
+}
+RETRAINED = of("tr0 tr1", "weights", "forward", "noisy") | of("tr1", "rates", "set", "batches", "images", "losses")
+OTHER_IMAGES = {"data", "memory0", "memory1", "evaluations/images", "evaluations/labels", "ft1/images"}
+OTHER_IMAGES |= of("tr0 tr1", "set", "batches", "images")
+MEMORY = {"memory0", "memory1", *of("tr1 ft1", "set", "batches", "images")}
+SAME_SIZE = {"memory0", "memory1", *of("tr1 ft1", "images")}  # other exemplars, as many of each class
+
+# option -> (what both runs have beside BASE, the changed value, the notes that change), once or several times
+TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
+    # model
+    "model": [({}, "vit", MODEL)],
+    "input_size": [({}, 8, MODEL | RANDOMLY_AUGMENTED | {"evaluations/images"})],
+    "patch_size": [({}, 8, MODEL)],
+    "embed_dim": [({}, 24, MODEL)],
+    "depth": [({}, 4, MODEL)],
+    "num_heads": [({}, 2, MODEL)],
+    "drop": [({}, 0.5, of("all", "noisy"))],
+    "drop_path": [({}, 0.5, of("all", "noisy"))],
+    "norm": [({}, "scale", MODEL)],
+    "local_up_to_layer": [({}, 1, MODEL)],
+    "locality_strength": [({}, 2.0, MODEL)],
+    "class_attention": [(PLAIN, False, MODEL)],
+    "dytox": [({"ind_clf": "", "head_div": 0.0}, False, MODEL)],
+    "ind_clf": [({}, kind, of("tr1 ft1", "weights", "forward", "noisy")) for kind in ("1-n", "n-1", "n-n", "")],
+    # data
+    "initial_increment": [
+        (
+            {},
+            7,
+            {"memory0", "evaluations/images"}
+            | OTHER_TASKS
+            | of("tr0", "set", "images", "losses", "weights", "forward", "noisy")
+            | of("all", "batches"),
+        )
+    ],
+    "increment": [({}, (2, 4), {"tr1/batches"} | OTHER_TASKS)],
+    "class_order": [({}, tuple(range(9, -1, -1)), OTHER_IMAGES)],
+    "validation": [({}, 0.25, OTHER_IMAGES)],
+    "num_workers": [({}, 1, {"loading"})],
+    "pin_mem": [({}, False, {"loading"})],
+    # optimisation
+    "batch_size": [({}, 8, of("all", "rates", "batches", "images"))],
+    "incremental_batch_size": [({}, 8, of("tr1 ft1", "rates", "batches", "images"))],
+    "replicas": [({}, 3, of("all", "rates", "batches", "set", "images"))],
+    "replicas_at_once": [({}, 2, of("all", "settings"))],
+    "epochs": [({}, 4, of("tr1", "rates", "batches"))],
+    "base_epochs": [({}, 5, of("tr0", "rates", "batches"))],
+    "no_amp": [({}, False, {"precision"})],
+    "opt": [({}, "momentum", of("all", "optimizer"))],
+    "opt_eps": [({}, 1e-6, of("all", "optimizer"))],
+    "opt_betas": [({}, (0.8, 0.9), of("all", "optimizer"))],
+    "clip_grad": [({}, 1.0, of("all", "settings"))],
+    "momentum": [(SGD, 0.5, of("all", "optimizer"))],
+    "weight_decay": [({}, 0.5, of("all", "optimizer"))],
+    "lr": [({}, 1e-3, of("tr0 tr1", "rates")), ({"incremental_lr": 2e-3}, 1e-3, of("tr0", "rates"))],
+    "incremental_lr": [({}, 1e-3, of("tr1", "rates"))],
+    "sched": [({}, sched, of("tr0 tr1", "rates")) for sched in ("tanh", "step", "poly", "plateau")],
+    "lr_noise": [({}, (0.1,), of("tr0 tr1", "rates"))],
+    "lr_noise_pct": [(NOISY_RATE, 0.1, of("tr0 tr1", "rates"))],
+    "lr_noise_std": [(NOISY_RATE, 0.1, of("tr0 tr1", "rates"))],
+    "warmup_lr": [({}, 1e-5, of("tr0 tr1", "rates")), ({"incremental_warmup_lr": 2e-6}, 1e-5, of("tr0", "rates"))],
+    "incremental_warmup_lr": [({}, 1e-5, of("tr1", "rates"))],
+    "warmup_epochs": [({}, 2, of("tr0 tr1", "rates"))],
+    "min_lr": [({}, 2e-5, of("tr0 tr1", "rates"))],
+    "decay_epochs": [({"sched": "step", "decay_epochs": 1.0}, 2.0, of("tr0 tr1", "rates"))],
+    "decay_rate": [({"sched": "step", "decay_epochs": 1.0}, 0.5, of("tr0 tr1", "rates"))],
+    "patience_epochs": [({"sched": "plateau"}, 0, of("tr0 tr1", "rates"))],
+    # augmentation
+    "hflip": [({}, 1.0, RANDOMLY_AUGMENTED)],
+    "aa": [({}, "rand-m3", RANDOMLY_AUGMENTED), ({"aa": "rand-m3"}, "rand-m9", RANDOMLY_AUGMENTED)],
+    "color_jitter": [({}, 0.9, RANDOMLY_AUGMENTED)],
+    "train_interpolation": [(LARGE, "bilinear", RANDOMLY_AUGMENTED)],
+    "repeated_aug": [({}, False, of("all", "batches", "images"))],
+    "reprob": [({}, 0.9, RANDOMLY_AUGMENTED)],
+    "remode": [(ERASING, "const", RANDOMLY_AUGMENTED)],
+    "recount": [(ERASING, 4, RANDOMLY_AUGMENTED)],
+    "mixup": [({}, 0.8, of("all", "mixing"))],
+    "cutmix": [({}, 1.0, of("all", "mixing"))],
+    "cutmix_minmax": [({"cutmix": 1.0}, (0.3, 0.4), of("all", "mixing")), ({}, (0.3, 0.4), of("all", "mixing"))],
+    "mixup_prob": [(MIXED, 0.3, of("all", "mixing"))],
+    "mixup_switch_prob": [(BOTH, 0.1, of("all", "mixing"))],
+    "mixup_mode": [(MIXED, "pair", of("all", "mixing")), (MIXED, "elem", of("all", "mixing"))],
+    # losses
+    "bce_loss": [({}, False, of("all", "losses"))],
+    "smoothing": [({"bce_loss": False}, 0.3, of("all", "losses")), (MIXED, 0.3, of("all", "mixing"))],
+    "head_div": [
+        ({}, 0.2, of("tr1 ft1", "losses")),
+        ({}, 0.0, of("tr1 ft1", "losses", "weights")),
+    ],
+    "head_div_mode": [
+        ({}, ("tr",), of("ft1", "losses", "frozen")),
+        ({}, ("ft",), of("tr1", "losses", "frozen")),
+    ],
+    "auto_kd": [({}, False, of("tr1", "losses"))],
+    "kd": [({"auto_kd": False}, 0.5, of("tr1", "losses"))],
+    "distillation_tau": [({}, 3.0, of("tr1", "losses")), (TAUGHT, 3.0, of("tr1", "losses"))],
+    "pod": [({"auto_kd": False}, 1.0, of("tr1", "losses")), ({}, 1.0, of("tr1", "losses"))],
+    "pod_scales": [(PODDED, (1, 2), of("tr1", "losses"))],
+    "pod_scaling": [(PODDED, True, of("tr1", "losses"))],
+    "weight_align": [(PLAIN, True, of("ft1", "weights", "forward", "noisy"))],
+    # rehearsal
+    "memory_size": [({}, 28, MEMORY)],
+    "fixed_memory": [({}, True, MEMORY)],
+    "rehearsal": [
+        ({}, "icarl_all", SAME_SIZE),
+        ({}, "closest_all", SAME_SIZE),
+        ({"rehearsal": "closest_all"}, "furthest_all", SAME_SIZE),
+        (HERDED, "icarl_token", {"memory1", *of("ft1", "images")}),
+    ],
+    "rehearsal_test_trsf": [(HERDED, False, SAME_SIZE)],
+    "rehearsal_modes": [({**HERDED, "rehearsal_test_trsf": False}, 2, SAME_SIZE)],
+    "distributed_memory": [({}, True, MEMORY)],
+    "oversample_memory": [({}, 2, of("tr1", "set", "batches", "images"))],
+    "oversample_memory_ft": [({}, 2, of("ft1", "set", "batches", "images"))],
+    "sep_memory": [({}, True, of("tr1", "set", "batches", "images"))],
+    "replay_memory": [({"sep_memory": True}, 2, of("tr1", "beside"))],
+    "only_ft": [({}, True, of("tr1", "set", "batches", "images"))],
+    "nme": [(PLAIN, True, {"evaluations/score"})],
+    # finetuning
+    "finetuning": [({}, "", of("ft1", *EVERYTHING))],
+    "finetuning_epochs": [({}, 2, of("ft1", "rates", "batches"))],
+    "finetuning_lr": [({}, 1e-4, of("ft1", "rates"))],
+    "finetuning_teacher": [({}, True, of("ft1", "losses"))],
+    "finetuning_resetclf": [({}, True, of("ft1", "weights", "forward", "noisy"))],
+    "ft_no_sampling": [({}, True, of("ft1", "batches", "images"))],
+    "freeze_task": [({}, ("old_heads",), of("tr1", "frozen"))],
+    "freeze_ft": [({}, ("sab",), of("ft1", "frozen"))],
+    "freeze_eval": [(FROZEN, True, of("tr1", "modes", "noisy"))],
+    # SAM
+    "sam_rho": [({}, 0.5, of("all", "sam"))],
+    "sam_final": [(SAM, 1.0, of("tr1 ft1", "sam"))],
+    "sam_adaptive": [(SAM, True, of("all", "sam"))],
+    "sam_skip_first": [(SAM, True, of("tr0", "sam"))],
+    "sam_mode": [(SAM, ("tr",), of("ft1", "sam")), (SAM, ("ft",), of("tr0 tr1", "sam"))],
+    "sam_first": [(SAM, "memory", of("tr1 ft1", "beside"))],
+    "sam_second": [(SAM, "memory", of("tr1 ft1", "beside"))],
+    "look_sam_k": [(SAM, 3, of("all", "sam"))],
+    "look_sam_alpha": [({**SAM, "look_sam_k": 2}, 0.2, of("all", "sam"))],
+    # run
+    "seed": [({}, 1, MODEL | RANDOMLY_AUGMENTED | {"memory0", "memory1"})],
+    "max_task": [({}, 1, of("tr1 ft1", *EVERYTHING) | EVALUATIONS | {"tasks", "memory1", "saves"})],
+    "save_every_epoch": [({}, 2, {"saves"})],
+    "keep_checkpoints": [({}, 3, {"kept"})],
+    "keep_task_checkpoints": [({}, False, {"kept"})],
+    "eval_every": [({}, 2, EVALUATIONS)],
+    "dist_eval": [({}, True, {"evaluations/spread"})],
+    "retrain_scratch": [({"memory_size": 0, "finetuning": ""}, True, RETRAINED)],
+    "debug": [({}, True, of("all", "rates", "batches") | of("tr0 tr1", "images"))],
+}
+
+ELSEWHERE = {
+    "pretrained": "needs weights from the network; test_encoders.py",
+    "data_set": "test_datasets.py and test_main.py",
+    "data_path": "a place; test_main.py",
+    "skip_corrupt": "test_datasets.py",
+    "global_memory": "the opposite of distributed_memory; test_options.py",
+    "options": "the files themselves; test_options.py",
+    "name": "a place; test_main.py",
+    "log_category": "a place; test_main.py",
+    "log_path": "a place; test_main.py",
+    "output_basedir": "a place; test_main.py",
+    "device": "a place",
+    "seeds": "several runs in one; test_main.py",
+    "resume": "one call, not the experiment; test_main.py",
+    "resume_anyway": "one call, not the experiment",
+    "start_task": "one call, not the experiment; test_main.py",
+    "eval": "one call, not the experiment; test_main.py",
+    "process_timeout": "how long processes wait for each other",
+    "save_every_minutes": "by the clock",
+}
+REFUSED = {key for key, f in FIELDS.items() if f.metadata["refused"]}
+
+
+def test_every_option_has_its_place_here():
+    places = [set(TABLE), set(ELSEWHERE), REFUSED]
+    assert set.union(*places) == set(FIELDS)
+    assert sum(map(len, places)) == len(FIELDS)
+
+
+@pytest.mark.parametrize("key", sorted(REFUSED))
+def test_what_cannot_have_an_effect_is_refused(key):
+    value = not FIELDS[key].default if isinstance(FIELDS[key].default, bool) else "3"
+    with pytest.raises(OptionsError, match=f"{key}: "):
+        replace(Options(), **{key: value})
+
+
+ENTRIES = [(key, *entry) for key, entries in TABLE.items() for entry in entries]
+
+
+@pytest.mark.parametrize(("key", "context", "value", "expected"), ENTRIES, ids=[f"{e[0]}={e[2]}" for e in ENTRIES])
+def test_an_option_changes_what_it_names_and_nothing_else(observe, key, context, value, expected):
+    base, changed = observe(**context), observe(**{**context, key: value})
+    assert flat(replace(Options(), **{**BASE, **context}))[key] != value
+    differing = {name for name in {**base, **changed} if base.get(name) != changed.get(name)}
+    assert differing == expected
+
+
+# ------------------------------------------------------------------------------------------------------- a few real steps
+
+TRAINED = {"debug": True, "replicas": 1, "lr": 5e-3, "finetuning_lr": 5e-3, "warmup_epochs": 0}
+UNFINETUNED = {"finetuning": ""}
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """options -> the weights after tr0, tr1, ft1 and at the end, and the summary, of two epochs of two steps a phase."""
+
+    def trained(items: tuple) -> tuple[dict[str, Tensor], dict]:
+        weights: dict[str, Tensor] = {}
+        learn = main.learn
+
+        def noting_learn(run, exp, task, phase, new_images):
+            learn(run, exp, task, phase, new_images)
+            stage = {"training": "tr", "finetuning": "ft"}[phase.name]
+            weights[f"{stage}{run.position.task}"] = flat_weights(run.model)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(main, "learn", noting_learn)
+            patch.setattr(Store, "save", lambda store, state, **named: None)
+            patch.setattr(recipe, "load", LOAD)
+            build, models = main.models.build, []
+            patch.setattr(main.models, "build", lambda options: models.append(build(options)) or models[-1])
+            summary = run_of(replace(Options(), **dict(items)), tmp_path_factory.mktemp("run"))
+        weights["end"] = flat_weights(models[-1])
+        return weights, summary
+
+    cached = functools.cache(trained)
+    return lambda **changes: cached(tuple(sorted({**BASE, **TRAINED, **changes}.items())))
+
+
+def flat_weights(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+FIRST_DIFFERENCE = [  # option, what both runs have beside BASE and TRAINED, the changed value, where weights part
+    ("sam_rho", {}, 0.5, "tr0"),
+    ("sam_final", SAM, 2.0, "tr1"),
+    ("sam_adaptive", SAM, True, "tr0"),
+    ("sam_skip_first", SAM, True, "tr0"),
+    ("sam_mode", SAM, ("tr",), "ft1"),
+    ("sam_mode", SAM, ("ft",), "tr0"),
+    ("sam_first", SAM, "memory", "tr1"),
+    ("sam_second", SAM, "memory", "tr1"),
+    ("look_sam_k", SAM, 3, "tr0"),
+    ("look_sam_alpha", {**SAM, "look_sam_k": 2}, 0.2, "tr0"),
+    ("sep_memory", {}, True, "tr1"),
+    ("replay_memory", {"sep_memory": True}, 1, "tr1"),
+    ("only_ft", {}, True, "tr1"),
+    ("rehearsal", {}, "icarl_all", "tr1"),
+    ("rehearsal_modes", {**HERDED, "rehearsal_test_trsf": False}, 2, "tr1"),
+    ("memory_size", {}, 14, "tr1"),
+    ("auto_kd", {}, False, "tr1"),
+    ("pod", {}, 1.0, "tr1"),
+    ("finetuning", {}, "", "ft1"),
+    ("finetuning_epochs", {}, 1, "ft1"),
+    ("finetuning_lr", {}, 1e-3, "ft1"),
+    ("finetuning_teacher", {}, True, "ft1"),
+    ("finetuning_resetclf", {}, True, "ft1"),
+    ("ft_no_sampling", {}, True, "ft1"),
+    ("freeze_task", {}, ("old_heads",), "tr1"),
+    ("freeze_ft", {}, ("sab",), "ft1"),
+    ("freeze_eval", FROZEN, True, "tr1"),
+    ("retrain_scratch", {"memory_size": 0, **UNFINETUNED}, True, "tr0"),  # new models are drawn for every task
+    ("weight_align", {**PLAIN, **UNFINETUNED}, True, "end"),
+    ("nme", {**PLAIN, **UNFINETUNED}, True, None),
+    ("dist_eval", {}, True, None),
+    ("drop_path", {}, 0.5, "tr0"),
+    ("mixup", {}, 0.8, "tr0"),
+    ("clip_grad", {}, 1e-3, "tr0"),
+    ("no_amp", {}, False, "tr0"),
+    ("incremental_lr", {}, 1e-3, "tr1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "context", "value", "where"), FIRST_DIFFERENCE, ids=[f"{e[0]}={e[2]}" for e in FIRST_DIFFERENCE]
+)
+def test_weights_part_where_the_option_begins_to_act(train, key, context, value, where):
+    (base, _), (changed, _) = train(**context), train(**{**context, key: value})
+    moments = [moment for moment in (*PHASES, "end") if moment in {*base, *changed}]
+    begun = False
+    for moment in moments:
+        begun = begun or moment == where
+        equal = moment in base and moment in changed and torch.equal(base[moment], changed[moment])
+        assert equal is not begun, moment
+
+
+def test_nearest_mean_changes_what_is_answered(train):
+    (_, base), (_, changed) = (train(**PLAIN, **UNFINETUNED, nme=nme) for nme in (False, True))
+    assert base["matrix"] != changed["matrix"]
+
+
+def test_retraining_from_scratch_is_one_task_with_everything(train):
+    """The second task is as a run's first task would be, and evaluates while it trains, too."""
+    settings = {"memory_size": 0, **UNFINETUNED, "retrain_scratch": True}
+    weights, summary = train(**settings)
+    assert summary["nb_tasks"] == 2 and len(weights["tr1"]) > len(weights["tr0"])
+    again, evaluated = train(**settings, eval_every=1)
+    assert torch.equal(again["end"], weights["end"])
+    assert evaluated["matrix"] == summary["matrix"]

@@ -1,0 +1,53 @@
+"""Several runs by one command, killed and resumed like one."""
+
+import json
+import signal
+
+from jobs import TINY, checkpoints, finish, folders, run
+
+from continual import series
+from continual.options import parse
+
+SERIES = [*TINY, "--max-task", "2", "--seeds", "3", "4"]
+
+
+def test_runs_of_a_series():
+    assert series.of_series(parse([])) == {}
+    assert list(series.of_series(parse(["--seeds", "3", "4"]))) == ["seed-3", "seed-4"]
+    one = series.of_series(parse(["--seeds", "3"]))["seed-3"]
+    assert one.run.seed == 3 and one.run.seeds == ()
+
+
+def top(folder, below):
+    """The folder of the series itself, which holds those of its runs."""
+    return min((folder / below).rglob("run.json"), key=lambda path: len(path.parts)).parent
+
+
+def figures(folder):
+    kept = json.loads((top(folder, "logs") / "series.json").read_text())
+    del kept["time"]
+    return kept
+
+
+def test_killed_in_its_second_run(tmp_path):
+    finish([*SERIES, *folders(tmp_path / "a")], tmp_path)
+    # Two tasks are ten steps: the 15th is of the second run.
+    job = run([*SERIES, *folders(tmp_path / "b")], tmp_path, fault="kill:step:15")
+    assert job.codes == [-signal.SIGKILL]
+    resumed = finish(["--resume", str(top(tmp_path / "b", "checkpoints"))], tmp_path)
+    assert "seed-3 is done already" in resumed.said() and "resumed from task-" in resumed.said()
+    assert figures(tmp_path / "b") == figures(tmp_path / "a")
+
+    again = finish(["--resume", str(top(tmp_path / "b", "checkpoints"))], tmp_path).said()
+    assert "seed-3 is done already" in again and "seed-4 is done already" in again and "epoch" not in again
+    longer = finish(["--resume", str(top(tmp_path / "b", "checkpoints")), "--max-task", "3"], tmp_path).said()
+    assert longer.count("Task 3/3 learned") == 2
+
+    shown = finish(["--resume", str(top(tmp_path / "a", "checkpoints")), "--eval"], tmp_path).said()
+    assert shown.count("Task 2/2, 4 classes seen") == 2
+
+
+def test_one_run_is_no_series(tmp_path):
+    finish([*TINY, "--max-task", "1", *folders(tmp_path)], tmp_path)
+    assert not list(tmp_path.rglob("series.json"))
+    assert checkpoints(tmp_path)
