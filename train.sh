@@ -3,11 +3,13 @@
 #
 # GPUS: ids such as 0,1 (one process each), cpu (one process), or cpu:N (N processes).
 # Several machines: set NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, as for torchrun.
+# PYTHON: the interpreter. MAIN: a script of your own that registers a data set and then runs main.py (see the README).
 # MAX_RESTARTS: how often torchrun may start the job again; it then continues from its newest checkpoint.
 # Ends with the exit code of main.py; SIGTERM is passed on, and makes a run save and stop.
 set -u
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-python3}
+main=${MAIN:-$here/main.py}
 
 case ${1:-} in
     cpu) processes=1 device=cpu ;;
@@ -58,7 +60,7 @@ stop() {
 
 set -m # torchrun in a process group of its own: a signal to the whole group reaches it through `stop` alone
 "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$processes" --max-restarts "${MAX_RESTARTS:-0}" \
-    "$here/main.py" --device "$device" "$@" &
+    "$main" --device "$device" "$@" &
 launcher=$!
 set +m
 trap stop TERM INT HUP

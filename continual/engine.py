@@ -148,6 +148,7 @@ def train_one_epoch(
 
     for step in range(sampler.first_step, sampler.nb_steps):
         main = take(own, 1, "mixing", step, beside.weight_new if beside and beside.nb_replays else 1.0)
+        nb_images = sum(len(each.images) for each in main)
         memory = take(from_memory, nb_draws, "memory mixing", step, 1 / nb_draws) if beside else []
         if beside and beside.nb_replays:
             main += [each._replace(weight=each.weight * (1 - beside.weight_new)) for each in memory]
@@ -169,7 +170,7 @@ def train_one_epoch(
         faults.reach("step")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        yield losses, share * sampler.batch_size
+        yield losses, nb_images
 
 
 def backward(
