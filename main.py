@@ -21,7 +21,7 @@ from continual.baseline import class_means, nearest_mean_scores
 from continual.checkpoint import Store, as_identity, refuse_another
 from continual.datasets import Benchmark, Images, Samples
 from continual.dytox import Outputs, freeze
-from continual.errors import Preempted
+from continual.errors import CheckpointError, Preempted
 from continual.launch import launch
 from continual.mixing import mixing
 from continual.optim import Schedule
@@ -87,7 +87,8 @@ def main(options: Options, place: folders.Place, device: torch.device, stop: dis
 
 def learn_task(run: Run, exp: Experiment, task: Task) -> None:
     """One task, from wherever it was left: learn, remember, finetune, evaluate (figure 2 and section 4)."""
-    options, plan = exp.options, {"nb_tasks": len(exp.tasks), "replicas": exp.replicas}
+    options = exp.options
+    plan = {"nb_tasks": len(exp.benchmark.tasks), "replicas": exp.replicas}
     with seeded(*exp.key("grow", task.index)):
         run.begin(task, afresh=options.run.retrain_scratch)
 
@@ -131,10 +132,8 @@ def prepare(options: Options, place: folders.Place, device: torch.device, stop: 
     benchmark = distributed.main_first(lambda first: load(download=first))
     replicas = options.optim.replicas or distributed.nb_processes()
     distributed.replicas_of_this_process(replicas)  # refused if the processes do not divide them
-    augment, side = (
-        options.augment,
-        {"input_size": options.model.input_size, "mean": benchmark.mean, "std": benchmark.std},
-    )
+    augment = options.augment
+    side = {"input_size": options.model.input_size, "mean": benchmark.mean, "std": benchmark.std}
     return Experiment(
         options=options,
         benchmark=benchmark,
@@ -178,7 +177,7 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
     loader = exp.loading.loader(exp.images(samples, augment=True), sampler, persistent=True)
     beside = None
     if recipe.draws_memory(options, phase, task, run.memory):
-        beside = recipe.beside(options, exp.loading, exp.images, sampler, run.memory, task)
+        beside = recipe.beside(options, phase, task, run.memory, sampler=sampler, images=exp.images, loading=exp.loading)
     objective = recipe.objective(options.loss, run.model, run.teacher, task, phase)
     mix = mixing(options.augment, nb_classes=task.nb_seen, smoothing=options.loss.smoothing)
     title = f"task {task.index + 1}/{len(exp.tasks)} {phase.name}"
@@ -259,6 +258,7 @@ def embeddings(run: Run, exp: Experiment, samples: Samples, kind: str, key: tupl
 
 def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> dict:
     """Score the model on the test images of all classes seen, and report it."""
+    by_means = exp.options.rehearsal.nme and len(run.memory) > 0
     scores = engine.evaluate(
         run.model,
         exp.images(exp.benchmark.test(task.index), augment=False),
@@ -266,7 +266,7 @@ def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> d
         loading=exp.loading,
         batch_size=EVALUATION_BATCH,
         spread=exp.options.run.dist_eval,
-        **({"score": nearest_mean(run, exp, task)} if exp.options.rehearsal.nme and len(run.memory) else {}),
+        score=nearest_mean(run, exp, task) if by_means else Outputs.scores,
     )
     if exp.options.run.eval:
         return run.report.show(scores, task=task)
@@ -348,6 +348,8 @@ def resume(run: Run, exp: Experiment) -> None:
     options = exp.options.run
     load = partial(exp.store.load, start_task=options.start_task, say=run.report.say)
     state, manifest = distributed.on_main(load)
+    if state is None and options.eval:
+        raise CheckpointError(f"{exp.store.folder}: there is no checkpoint yet to evaluate")
     if state is None:
         run.report.say("this run ended before its first checkpoint: it begins from the start")
         save(run, exp, exp.tasks[0])
@@ -356,7 +358,7 @@ def resume(run: Run, exp: Experiment) -> None:
     run.load_state_dict(state, seconds=manifest["seconds"])
     run.report.say(f"resumed from {manifest['name']}: {run.position}")
     if options.start_task and not options.eval:
-        save(run, exp, exp.tasks[options.start_task - 1], finished=True)  # from now on the newest
+        save(run, exp, exp.benchmark.tasks[options.start_task - 1], finished=True)  # from now on the newest
 
 
 def summary_of_finished(exp: Experiment, place: folders.Place) -> dict | None:

@@ -103,5 +103,9 @@ def class_means(features: Tensor, labels: Tensor, nb_classes: int) -> Tensor:
 
 
 def nearest_mean_scores(outputs: Outputs, means: Tensor) -> Tensor:
-    """Minus the distance of each image's embedding to each class mean; the highest is iCaRL's answer. (B, C)"""
-    return -torch.cdist(F.normalize(outputs.tokens.flatten(1).float(), dim=1), means.float())
+    """Minus the distance of each image's embedding to each class mean; the highest is iCaRL's answer. (B, C)
+
+    A class without exemplars has a mean of 0; it lies further away than any other, which is 2 at most.
+    """
+    scores = -torch.cdist(F.normalize(outputs.tokens.flatten(1).float(), dim=1), means.float())
+    return scores.masked_fill((means == 0).all(dim=1), -3.0)

@@ -1,4 +1,4 @@
-"""The only room that knows processes: group, wrapping, reduction, broadcast. Alone, all of it works and does nothing."""
+"""The only room that knows processes: group, reduction, broadcast, failure. Alone, all of it works and does nothing."""
 
 import faulthandler
 import os
@@ -38,7 +38,10 @@ def start(device: str, *, timeout: float = 1800.0) -> torch.device:
             raise OptionsError(f"device: {device} was asked for, but torch sees no CUDA device; use --device cpu")
         if chosen.index is None:
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if chosen.index >= torch.cuda.device_count():
+            raise OptionsError(f"device: {chosen} was asked for, but torch sees {torch.cuda.device_count()} CUDA device(s)")
         torch.cuda.set_device(chosen)
+        _be_deterministic()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         patience = timedelta(seconds=timeout)
@@ -50,6 +53,14 @@ def start(device: str, *, timeout: float = 1800.0) -> torch.device:
         with _collective():
             dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=patience)
     return chosen
+
+
+def _be_deterministic() -> None:
+    """Have CUDA's kernels add up in a fixed order where they can, so that a resumed run repeats itself."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def stop() -> None:

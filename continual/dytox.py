@@ -21,6 +21,10 @@ class Outputs(NamedTuple):
     div: Tensor | None  # (B, |C^t| + 1), column 0 = "any old class"; None without a divergence head
     tokens: Tensor  # (B, T, D), the task embeddings e_1 .. e_T
 
+    def scores(self) -> Tensor:
+        """What classifies an image: the logits. (B, C_all)"""
+        return self.logits
+
 
 class Classifier(nn.Module):
     """LayerNorm and Linear, torch's default weights. (B, nb_inputs) -> (B, nb_classes)"""

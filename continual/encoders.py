@@ -24,22 +24,24 @@ class TimmEncoder(nn.Module):
     Raises OptionsError if timm has no such model or it does not fit, DataError if its weights cannot be fetched.
     """
 
-    def __init__(self, name: str, *, input_size: int, embed_dim: int, drop_path: float, pretrained: bool):
+    def __init__(self, name: str, *, input_size: int, embed_dim: int, drop: float = 0.0, drop_path: float, pretrained: bool):
         super().__init__()
         self.embed_dim = embed_dim
         self.body = _features_of(name, input_size=input_size, drop_path=drop_path, pretrained=pretrained)
         self.channels_last = getattr(self.body, "output_fmt", None) == Format.NHWC
         self.project = nn.Linear(self.body.feature_info.channels()[-1], embed_dim)
-        self._try(input_size)
+        self.drop = nn.Dropout(drop)
+        self.sides = self._sides(input_size)  # of the feature maps
 
     @torch.no_grad()
-    def _try(self, input_size: int) -> None:
+    def _sides(self, input_size: int) -> list[int]:
         self.body.eval()
         try:
-            self(torch.zeros(1, 3, input_size, input_size))
+            maps = self(torch.zeros(1, 3, input_size, input_size))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise OptionsError(f"model, input_size: it does not take {input_size} px images: {_first_line(error)}") from None
         self.body.train()
+        return [int(each.shape[1] ** 0.5) for each in maps[:-1]]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = [
@@ -47,7 +49,7 @@ class TimmEncoder(nn.Module):
             each.flatten(1, 2) if self.channels_last else each.flatten(2).transpose(1, 2)
             for each in self.body(images)
         ]
-        return [*maps, self.project(maps[-1])]
+        return [*maps, self.drop(self.project(maps[-1]))]
 
 
 def _features_of(name: str, *, input_size: int, drop_path: float, pretrained: bool) -> nn.Module:
@@ -79,6 +81,7 @@ def build_encoder(options: Model, drop_path_rates: list[float]) -> nn.Module:
             options.model.removeprefix("timm:"),
             input_size=options.input_size,
             embed_dim=options.embed_dim,
+            drop=options.drop,
             drop_path=options.drop_path,
             pretrained=options.pretrained,
         )

@@ -124,9 +124,9 @@ def train_one_epoch(
 ) -> Iterator[tuple[dict[str, Tensor], int]]:
     """Train on what is left of the loader's epoch; yields the named losses and the number of images after every update.
 
-    model: the one that `objective` calls. loader: over a StepSampler, whose batches come replica by
-    replica. at_once: how many of the process's replicas go through the model in one batch; the rest follow one after
-    another, their gradients added up. Raises NonFiniteLoss on every process, before the update.
+    model: the one that `objective` calls. loader: over a StepSampler, whose batches come replica by replica. at_once: how
+    many of the process's replicas go through the model in one batch; the rest follow one after another, their gradients added
+    up. Raises NonFiniteLoss on every process, before the update.
     """
     sampler: StepSampler = loader.batch_sampler
     share, key = len(sampler.mine), (*sampler.key, sampler.epoch)
@@ -189,8 +189,8 @@ def backward(
         losses["total"] = faults.reach("forward", losses["total"])
         (losses["total"] * weight).backward()
         faults.reach("backward")
-        for name, value in losses.items():
-            mean[name] = mean.get(name, 0.0) + value.detach() * weight
+        for loss, value in losses.items():
+            mean[loss] = mean.get(loss, 0.0) + value.detach() * weight
     together = torch.stack(list(mean.values()))
     distributed.average([together, *(p.grad for p in trained(model) if p.grad is not None)])
     return dict(zip(mean, together, strict=True))
@@ -230,7 +230,7 @@ def evaluate(
     loading: Loading,
     batch_size: int,
     spread: bool,
-    score: Callable[[Outputs], Tensor] = lambda outputs: outputs.logits,
+    score: Callable[[Outputs], Tensor] = Outputs.scores,
 ) -> Scores:
     """Score the model, as it stands, on images of the given tasks, all of them seen. The counts are over all processes.
 

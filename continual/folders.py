@@ -46,12 +46,17 @@ def prepare(options: Options) -> tuple[Options, Place]:
     return options, place
 
 
+def begun(place: Place) -> bool:
+    """Whether the folders of a run have been made."""
+    return (place.checkpoints / PLACE).exists()
+
+
 def prepare_inside(options: Options, place: Place) -> Options:
     """Make the folders of one run of a series; returns its options, told to resume if it has begun already."""
-    if (place.checkpoints / PLACE).exists():
+    if begun(place):
         return replace(options, resume=str(place.checkpoints), start_task=0)
     _furnish(place, options)
-    return replace(options, resume="", start_task=0, eval=False, resume_anyway=False)
+    return replace(options, resume="", start_task=0, resume_anyway=False)
 
 
 def _furnish(place: Place, options: Options) -> None:

@@ -53,11 +53,14 @@ def _leave(code: int, text: str | None, *, lost: str = "") -> int:
     """Say why, unless another process does; leave the exit code for train.sh; end this process whatever the others do."""
     alone = distributed.nb_processes() == 1
     text = distributed.words_to_say(text, lost)
+    path = folders.job_file("exit")
     if text is not None:
-        print(text if alone else f"rank {distributed.rank()}: {text}", file=sys.stderr)
-        if path := folders.job_file("exit"):
-            reason = text.strip().splitlines()[-1]
-            path.write_text(f"{code}\n{reason if alone else f'rank {distributed.rank()}: {reason}'}\n")
+        who = "" if alone else f"rank {distributed.rank()}: "
+        print(who + text, file=sys.stderr)
+        if path:
+            path.write_text(f"{code}\n{who}{text.strip().splitlines()[-1]}\n")
+    elif path and not path.exists():  # on another machine than the one that speaks
+        path.write_text(f"{code}\nerror: another process of the job says why\n")
     sys.stdout.flush()
     sys.stderr.flush()
     for worker in multiprocessing.active_children():  # of a DataLoader

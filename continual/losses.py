@@ -81,7 +81,7 @@ def pod(student: list[Tensor], teacher: list[Tensor], scales: list[int]) -> Tens
 class Objective:
     """All losses of one phase: called on a batch, returns them by name, with their sum as "total".
 
-    model: what is trained (it may be wrapped for several processes); images -> Outputs.
+    model: what is trained; images -> Outputs.
     criterion: (logits, labels or soft targets) -> loss, of the classifiers and of the divergence head.
     teacher: the model at the end of the previous task, frozen and in eval mode, or None.
     kd: weight of the distillation; None for the paper's lambda = C_old / C_all, which also scales the classification by

@@ -5,7 +5,8 @@ from torch import nn
 
 from continual.baseline import Baseline
 from continual.dytox import DyTox
-from continual.encoders import build_encoder
+from continual.encoders import TimmEncoder, build_encoder
+from continual.errors import OptionsError
 from continual.options import Options
 
 
@@ -14,6 +15,11 @@ def build(options: Options) -> nn.Module:
     model = options.model
     rates = torch.linspace(0, model.drop_path, model.depth).tolist()
     encoder = build_encoder(model, rates[: model.local_up_to_layer])
+    if options.loss.pod and isinstance(encoder, TimmEncoder) and max(options.loss.pod_scales) > min(encoder.sides):
+        sides = ", ".join(map(str, encoder.sides))
+        raise OptionsError(
+            f"pod_scales: the maps of {model.model} have sides {sides}: too small for {max(options.loss.pod_scales)}"
+        )
     rest = rates[model.local_up_to_layer :]
     if model.dytox:
         return DyTox(

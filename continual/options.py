@@ -42,7 +42,7 @@ PHASES = ("tr", "ft")
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,127}")
 TIMM_NAME = re.compile(r"timm:[A-Za-z0-9_][A-Za-z0-9_.-]*")
-DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 class Conflict(OptionsError):
@@ -78,15 +78,17 @@ class Model(Section):
     model: str = option("convit", "encoder: convit (the paper's), vit, or timm:NAME for any model of timm")
     pretrained: bool = option(False, "start a timm encoder from timm's published weights")
     input_size: int = option(32, "side of the images, in pixels", COUNT)
-    patch_size: int = option(16, "side of a patch, in pixels", COUNT)
+    patch_size: int = option(16, "side of a patch, in pixels (convit, vit)", COUNT)
     embed_dim: int = option(768, "embedding dimension D", COUNT)
     depth: int = option(12, "number of blocks, self-attention and task-attention together", COUNT)
     num_heads: int = option(12, "attention heads of a block", COUNT)
-    drop: float = option(0.0, "dropout after the position embedding", BELOW_ONE)
+    drop: float = option(
+        0.0, "dropout of the encoder's tokens, after the position embedding (timm: of the projected ones)", BELOW_ONE
+    )
     drop_path: float = option(0.1, "stochastic depth of the last block; 0 at the first, rising linearly", BELOW_ONE)
     norm: str = option("layer", "normalisation in the blocks: LayerNorm or ScaleNorm", choices=("layer", "scale"))
     local_up_to_layer: int = option(10, "so many blocks are SABs (GPSA), the others TABs", NOT_NEGATIVE)
-    locality_strength: float = option(1.0, "how sharply GPSA looks at one place at first", POSITIVE)
+    locality_strength: float = option(1.0, "how sharply GPSA looks at one place at first (convit)", POSITIVE)
     class_attention: bool = option(False, "blocks after local_up_to_layer attend from the class (or task) token only")
     resnet: bool = option(False, "", refused="not available; use model: timm:resnet18")
     dytox: bool = option(False, "one token per task (DyTox); off: the encoder and one growing classifier")
@@ -349,7 +351,7 @@ class Run(Section):
     output_basedir: str = option("./checkpoints", "folder of the checkpoints of all runs")
     log_path: str = option("logs", "folder of the logs of all runs")
     log_category: str = option("misc", "subfolder of log_path, such as 10-10")
-    device: str = option("auto", "auto (cuda if there is one, else cpu), cpu, cuda, cuda:N, mps or xpu")
+    device: str = option("auto", "auto (cuda if there is one, else cpu), cpu, cuda or cuda:N")
     seed: int = option(0, "seed of every random draw", NOT_NEGATIVE)
     seeds: tuple[int, ...] = option((), "one run per seed; results as mean and standard deviation", NOT_NEGATIVE)
     resume: str = option("", "folder of checkpoints to continue from, exactly; its stored options come below --options")
@@ -374,9 +376,11 @@ class Run(Section):
             value = getattr(self, key)
             reason = f"{_shown(value)} is not a safe name: letters, digits, . _ - + only, no dot at the start, 128 at most"
             require(SAFE_NAME.fullmatch(value) is not None or (key == "name" and value == ""), key, reason)
-        reason = f"{_shown(self.device)} is not auto, cpu, cuda, cuda:N, mps or xpu"
+        reason = f"{_shown(self.device)} is not auto, cpu, cuda or cuda:N"
         require(DEVICE.fullmatch(self.device) is not None, "device", reason)
         require(len(set(self.seeds)) == len(self.seeds), "seeds", f"a seed stands twice in {list(self.seeds)}")
+        last = self.max_task is None or self.start_task < self.max_task
+        require(last, "start_task, max_task", f"task {self.start_task} (counted from 0) comes after the last")
         for key in ("start_task", "eval", "resume_anyway"):
             require(bool(self.resume) or not getattr(self, key), f"{key}, resume", f"{key} needs resume: DIR")
 
@@ -411,6 +415,19 @@ class Options:
                 require(not tokens, f"{key}, dytox", f"without dytox there is no {_some(sorted(tokens))}")
         reason = "nme leaves the classifier aside, weight_align changes nothing else; set one of them"
         require(not (loss.weight_align and self.rehearsal.nme), "weight_align, nme", reason)
+        if not model.model.startswith("timm:"):
+            grid, sabs = model.input_size // model.patch_size, model.local_up_to_layer
+            require(sabs > 0, "local_up_to_layer, model", f"{model.model} needs at least one block")
+            require(sabs > 1 or not loss.pod, "pod, local_up_to_layer", "pod compares all blocks but the last; there is one")
+            reason = f"a map of {grid} x {grid} patches cannot be cut so often"
+            require(max(loss.pod_scales) <= grid or not loss.pod, "pod_scales, input_size, patch_size", reason)
+        for key in ("freeze_task", "freeze_ft"):
+            frozen = set(getattr(self.finetune, key))
+            whole = {"sab", "tab", "task_tokens", "heads"} if model.dytox else {"all"}
+            require(not ("all" in frozen or whole <= frozen), key, f"nothing would be left to train: {_some(sorted(frozen))}")
+        for key in ("weight_align", "auto_kd", "kd", "pod"):
+            reason = f"{key} needs an earlier model; at each task this one is made anew"
+            require(not (self.run.retrain_scratch and getattr(loss, key)), f"{key}, retrain_scratch", reason)
         reason = "a model made anew at each task sees all images already; set memory_size: 0"
         require(memory == 0 or not self.run.retrain_scratch, "retrain_scratch, memory_size", reason)
         reason = "finetuning is on the memory; memory_size is 0"

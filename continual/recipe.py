@@ -8,6 +8,7 @@ from torch import nn
 
 from continual.datasets import Benchmark, Images, Samples, load
 from continual.engine import Beside, Loading
+from continual.errors import CheckpointError
 from continual.losses import Objective, binary_cross_entropy, cross_entropy
 from continual.optim import Sam, scaled_lr, trained
 from continual.options import Data, Losses, Optimisation, Options, Rehearsal
@@ -26,16 +27,11 @@ def batch_size(options: Optimisation, task: Task) -> int:
 def sam_rho(options: Options, task: Task, nb_tasks: int, mode: str) -> float:
     """Radius of SAM's perturbation in this task and mode ("tr" or "ft"), linear from `sam_rho` to `sam_final`; 0 for no SAM."""
     sam = options.sam
-    if mode not in sam.sam_mode or (sam.sam_skip_first and task.first):
+    if mode not in sam.sam_mode or (sam.sam_skip_first and task.index == 0):
         return 0.0
     if sam.sam_final is None or nb_tasks == 1:
         return sam.sam_rho
     return sam.sam_rho + (sam.sam_final - sam.sam_rho) * task.index / (nb_tasks - 1)
-
-
-def unused_parts(options: Losses, mode: str) -> tuple[str, ...]:
-    """Parts that no loss reaches in this mode: several processes would wait in vain for their gradients."""
-    return () if mode in options.head_div_mode else ("head_div",)
 
 
 def training(options: Options, task: Task, *, nb_tasks: int, replicas: int) -> Phase:
@@ -54,7 +50,7 @@ def training(options: Options, task: Task, *, nb_tasks: int, replicas: int) -> P
         scheduled=True,
         warmup_lr=warmup_lr,
         sampler="repeated" if options.augment.repeated_aug else "shuffled",
-        frozen=(*frozen, *unused_parts(options.loss, "tr")),
+        frozen=tuple(frozen),
         distil=not task.first,
         divergence="tr" in options.loss.head_div_mode,
         sam_rho=sam_rho(options, task, nb_tasks, "tr"),
@@ -77,7 +73,7 @@ def finetuning(options: Options, task: Task, *, nb_tasks: int, replicas: int) ->
         lr=scaled_lr(finetune.finetuning_lr, batch, replicas),
         scheduled=False,
         sampler="sequential" if finetune.ft_no_sampling else shuffled,
-        frozen=(*finetune.freeze_ft, *unused_parts(options.loss, "ft")),
+        frozen=tuple(finetune.freeze_ft),
         distil=finetune.finetuning_teacher,
         divergence="ft" in options.loss.head_div_mode,
         sam_rho=sam_rho(options, task, nb_tasks, "ft"),
@@ -85,7 +81,7 @@ def finetuning(options: Options, task: Task, *, nb_tasks: int, replicas: int) ->
 
 
 def objective(options: Losses, model: nn.Module, teacher: nn.Module | None, task: Task, phase: Phase) -> Objective:
-    """The losses of a phase, on the (possibly wrapped) model."""
+    """The losses of a phase."""
     criterion = binary_cross_entropy if options.bce_loss else partial(cross_entropy, smoothing=options.smoothing)
     pod = options.pod or 0.0
     if options.pod_scaling:
@@ -111,13 +107,20 @@ def draws_memory(options: Options, phase: Phase, task: Task, memory: Memory) -> 
 
 
 def beside(
-    options: Options, loading: Loading, images: Callable[..., Images], sampler: StepSampler, memory: Memory, task: Task
+    options: Options,
+    phase: Phase,
+    task: Task,
+    memory: Memory,
+    *,
+    sampler: StepSampler,
+    images: Callable[..., Images],
+    loading: Loading,
 ) -> Beside:
     """Batches of the memory for every step.
 
     Replayed ones count as in van de Ven & Tolias (2018): 1 / T for the new batch of task T, the rest for the replayed.
     """
-    nb_replays = options.rehearsal.replay_memory if sampler.key[1] == TRAINING else 0
+    nb_replays = options.rehearsal.replay_memory if phase.name == TRAINING else 0
     exemplars = Samples(memory.x, memory.y, memory.t)
     views = [memory.view(replica) for replica in range(len(sampler.views))]
     batches = MemorySampler(sampler, views, nb_draws=max(1, nb_replays))
@@ -180,8 +183,11 @@ def merged(benchmark: Benchmark, task: Task) -> tuple[Task, Samples]:
 
 
 def newest_task(tasks: Sequence[Task], model: nn.Module) -> Task:
-    """The task whose classes the model knows already."""
-    return next(task for task in reversed(tasks) if task.nb_seen <= sum(model.classes))
+    """The task whose classes the model knows already. Raises CheckpointError if it knows none."""
+    known = [task for task in tasks if task.nb_seen <= sum(model.classes)]
+    if not known:
+        raise CheckpointError("the checkpoint is of the very start: there is no task yet to evaluate")
+    return known[-1]
 
 
 def selects_on_augmented(options: Rehearsal) -> bool:

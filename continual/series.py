@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from continual import distributed, folders
+from continual.errors import OptionsError
 from continual.folders import Place
 from continual.options import Options, replace, to_yaml
 from continual.report import read_summary, summarise, write_json
@@ -23,9 +24,14 @@ def run_all(main: Main, options: Options, device: torch.device, stop: distribute
     if not runs:
         main(options, place, device, stop)
         return
+    if options.run.start_task:
+        raise OptionsError("start_task: a series has several runs; resume the folder of one of them")
     summaries = []
     for number, (label, one) in enumerate(runs.items(), start=1):
         inside = Place(place.logs / label, place.checkpoints / label)
+        if options.run.eval and not distributed.on_main(lambda inside=inside: folders.begun(inside)):
+            _say(f"--- run {number} of {len(runs)}: {label} has not begun")
+            continue
         done = distributed.on_main(lambda inside=inside, one=one: _summary(inside.logs, one))
         if done is None or options.run.eval:
             _say(f"--- run {number} of {len(runs)}: {label}")

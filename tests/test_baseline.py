@@ -141,3 +141,10 @@ def test_a_class_without_exemplars_is_out_of_reach_of_an_image_on_an_exemplar():
     means = class_means(torch.from_numpy(x), torch.from_numpy(y), 3)
     scores = nearest_mean_scores(Outputs(torch.zeros(2, 3), None, means[:2, None]), means)
     assert scores.argmax(1).tolist() == [0, 1]
+
+
+def test_a_class_without_exemplars_is_never_the_nearest():
+    means = class_means(torch.tensor([[1.0, 0.0]]), torch.tensor([0]), 2)
+    opposite = Outputs(torch.zeros(1, 2), None, torch.tensor([[[-1.0, 0.0]]]))
+    scores = nearest_mean_scores(opposite, means)
+    assert scores[0, 0] == pytest.approx(-2.0) and scores.argmax() == 0

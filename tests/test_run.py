@@ -50,7 +50,7 @@ def test_start_task_counts_even_if_killed_at_once(copy, done):
 
 
 def test_start_task_without_its_checkpoint(copy):
-    job = run(["--resume", str(checkpoints(copy)), "--start-task", "4"], copy)
+    job = run(["--resume", str(checkpoints(copy)), "--start-task", "4", "--max-task", "5"], copy)
     assert job.codes == [4] and "no valid checkpoint of the end of task 3 (--start-task 4)" in job.said()
 
 

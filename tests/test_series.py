@@ -34,6 +34,8 @@ def test_killed_in_its_second_run(tmp_path):
     # Two tasks are ten steps: the 15th is of the second run.
     job = run([*SERIES, *folders(tmp_path / "b")], tmp_path, fault="kill:step:15")
     assert job.codes == [-signal.SIGKILL]
+    back = run(["--resume", str(top(tmp_path / "b", "checkpoints")), "--start-task", "1"], tmp_path)
+    assert back.codes == [2] and "start_task: a series has several runs" in back.said()
     resumed = finish(["--resume", str(top(tmp_path / "b", "checkpoints"))], tmp_path)
     assert "seed-3 is done already" in resumed.said() and "resumed from task-" in resumed.said()
     assert figures(tmp_path / "b") == figures(tmp_path / "a")
@@ -45,6 +47,14 @@ def test_killed_in_its_second_run(tmp_path):
 
     shown = finish(["--resume", str(top(tmp_path / "a", "checkpoints")), "--eval"], tmp_path).said()
     assert shown.count("Task 2/2, 4 classes seen") == 2
+
+
+def test_evaluating_a_series_begins_no_run(tmp_path):
+    job = run([*SERIES, *folders(tmp_path)], tmp_path, fault="kill:task change:2")  # at the end of the first run
+    assert job.codes == [-signal.SIGKILL]
+    shown = finish(["--resume", str(top(tmp_path, "checkpoints")), "--eval"], tmp_path).said()
+    assert "seed-4 has not begun" in shown and "training epoch" not in shown
+    assert not list(tmp_path.rglob("seed-4"))
 
 
 def test_one_run_is_no_series(tmp_path):
