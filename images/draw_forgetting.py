@@ -44,7 +44,16 @@ def draw_lines(ax: plt.Axes, methods: list[tuple[str, list[dict]]]) -> None:
         accs = np.array([run["accs"] for run in runs])  # (runs, steps)
         mean = accs.mean(0)
         size = 5 if len(seen) <= 20 else 2.5  # beads on a line, however many steps
-        ax.plot(seen, mean, color=colour, marker=marker, markersize=size, linewidth=2, label=f"{label} ({mean.mean():.1f})")
+        ax.plot(
+            seen,
+            mean,
+            color=colour,
+            marker=marker,
+            markersize=size,
+            linewidth=2,
+            clip_on=False,
+            label=f"{label} ({mean.mean():.1f})",
+        )
         if len(runs) > 1:
             std = accs.std(0, ddof=1)
             ax.fill_between(seen, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
