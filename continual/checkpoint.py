@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import io
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,33 +21,22 @@ import torch
 
 from continual import faults
 from continual.errors import CheckpointError
+from continual.files import replacing
 from continual.options import MAY_DIFFER, Options, flat
 
 Say = Callable[[str], None]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash there is the old one or the new one. Raises OSError, and then leaves no half file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            half = len(content) // 2
-            file.write(content[:half])
-            file.flush()
-            faults.reach("writing")
-            file.write(content[half:])
-            file.flush()
-            os.fsync(file.fileno())
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file. Raises OSError, and then leaves no half file."""
+    with replacing(path) as file:
+        half = len(content) // 2
+        file.write(content[:half])
+        file.flush()
+        faults.reach("writing")
+        file.write(content[half:])
+        file.flush()
         faults.reach("rename")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _as_text(manifest: dict[str, Any]) -> str:
@@ -165,10 +153,10 @@ class Store:
         manifest["seal"] = _seal(manifest)
         path = self.folder / f"{serial:06d}-{name}.pt"
         try:
-            write_atomically(path, payload)
+            _write(path, payload)
             faults.reach("manifest")
-            write_atomically(self._manifest_path(path), _as_text(manifest).encode())
-            write_atomically(self.folder / self.NEWEST, path.name.encode())
+            _write(self._manifest_path(path), _as_text(manifest).encode())
+            _write(self.folder / self.NEWEST, path.name.encode())
         except OSError as error:
             if not self._manifest_path(path).exists():
                 path.unlink(missing_ok=True)

@@ -7,8 +7,9 @@ from datetime import date
 from pathlib import Path
 
 from continual.errors import CheckpointError
+from continual.files import write_json
 from continual.options import Options, dump, replace
-from continual.report import run_folder, write_json
+from continual.report import run_folder
 
 PLACE = "run.json"
 JOB = "DYTOX_JOB"  # a folder where train.sh and the processes of a job leave each other word: `run`, `exit`, `pid-RANK`

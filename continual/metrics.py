@@ -22,8 +22,6 @@ Matrix = Sequence[Sequence[float]]
 class Scores:
     """Counts of one evaluation after task i on the test images of tasks 0..i; entry j of every field is about task j.
 
-    Counts of batches or processes add up with `+` to the counts of their union.
-
     Raises ValueError when the fields are not equally long.
     """
 
@@ -42,11 +40,6 @@ class Scores:
             raise ValueError(f"the fields of Scores speak of different numbers of tasks: {lengths}")
 
     @classmethod
-    def zeros(cls, nb_tasks: int) -> "Scores":
-        """No image seen yet, of `nb_tasks` tasks."""
-        return cls(*[(0,) * nb_tasks] * 5)
-
-    @classmethod
     def from_lists(cls, rows: Iterable[Sequence[float]]) -> "Scores":
         """From what `to_lists` gave; counts may come as whole floats (from a float64 array summed over processes)."""
         return cls(*(tuple(row) for row in rows))
@@ -58,14 +51,6 @@ class Scores:
     @property
     def nb_tasks(self) -> int:
         return len(self.nb)
-
-    def __add__(self, other: "Scores") -> "Scores":
-        if not isinstance(other, Scores):
-            return NotImplemented
-        if self.nb_tasks != other.nb_tasks:
-            raise ValueError(f"scores of {self.nb_tasks} and of {other.nb_tasks} tasks cannot be added")
-        pairs = zip(self.to_lists(), other.to_lists(), strict=True)
-        return Scores.from_lists([a + b for a, b in zip(mine, theirs, strict=True)] for mine, theirs in pairs)
 
 
 def accuracy(scores: Scores, *, known: bool = False) -> float:

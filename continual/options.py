@@ -26,6 +26,7 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from .errors import OptionsError
+from .files import SAFE_NAME, replacing
 
 Range = tuple[str, Callable[[float], bool]]  # in words, and as a test
 
@@ -40,7 +41,6 @@ OPTIMIZERS = ("adamw", "adam", "nadamw", "radamw", "lamb", "lion", "sgd", "momen
 PARTS = ("all", "sab", "tab", "task_tokens", "old_task_tokens", "heads", "old_heads", "head_div")
 PHASES = ("tr", "ft")
 
-SAFE_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,127}")
 TIMM_NAME = re.compile(r"timm:[A-Za-z0-9_][A-Za-z0-9_.-]*")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -374,7 +374,7 @@ class Run(Section):
     def check(self) -> None:
         for key in ("name", "log_category"):
             value = getattr(self, key)
-            reason = f"{_shown(value)} is not a safe name: letters, digits, . _ - + only, no dot at the start, 128 at most"
+            reason = f"{_shown(value)} is not a safe name: letters, digits, . _ - + only, no dot or - at the start, 128 at most"
             require(SAFE_NAME.fullmatch(value) is not None or (key == "name" and value == ""), key, reason)
         reason = f"{_shown(self.device)} is not auto, cpu, cuda or cuda:N"
         require(DEVICE.fullmatch(self.device) is not None, "device", reason)
@@ -508,11 +508,10 @@ def to_yaml(options: Options) -> str:
     return "\n".join(parts)
 
 
-def dump(options: Options, path: str | os.PathLike) -> None:
+def dump(options: Options, path: Path) -> None:
     """Write `to_yaml` to a file, which then holds all of it or what it held before. Raises OSError."""
-    unfinished = Path(f"{path}.tmp")
-    unfinished.write_text(to_yaml(options), encoding="utf-8")
-    unfinished.replace(path)
+    with replacing(path) as file:
+        file.write(to_yaml(options).encode())
 
 
 def _build(*layers: Layer) -> Options:

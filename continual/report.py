@@ -13,7 +13,6 @@ names of figures with task known end in `_known`.
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 from . import metrics
 from .errors import OptionsError, Preempted
+from .files import SAFE_NAME, write_json
 from .metrics import Scores
 from .tasks import Task
 
@@ -35,7 +35,6 @@ Losses = Mapping[str, float] | Callable[[], Mapping[str, float]]
 EVALUATIONS, SUMMARY, STATUS = "evaluations.jsonl", "summary.json", "status.json"
 
 STATUS_WORDS = ("running", "done", "preempted", "failed")
-SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,+=@-]{0,199}")  # one folder name, nothing a shell would act on
 
 # The figures of a run, as named in evaluations.jsonl and summary.json, and as people read them.
 FIGURES = {
@@ -64,7 +63,7 @@ def run_folder(log_path: str | Path, data_set: str, log_category: str, name: str
     """
     for option, value in (("data_set", data_set), ("log_category", log_category), ("name", name)):
         if not SAFE_NAME.fullmatch(value):
-            raise OptionsError(f"{option}: {value!r} cannot name a folder (letters, digits and _ . , + = @ - only)")
+            raise OptionsError(f"{option}: {value!r} cannot name a folder (letters, digits and _ . + - only)")
     week = f"week-{(today.day - 1) // 7 + 1}"
     parent = Path(log_path) / data_set.lower() / log_category / today.strftime("%y-%m") / week
     parent.mkdir(parents=True, exist_ok=True)
@@ -460,21 +459,6 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file so that whoever reads it finds the old one or the new one whole. Raises OSError."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _figures(evaluations: Sequence[Scores]) -> dict[str, float]:

@@ -7,9 +7,10 @@ import torch
 
 from continual import distributed, folders
 from continual.errors import OptionsError
+from continual.files import write_json
 from continual.folders import Place
 from continual.options import Options, replace, to_yaml
-from continual.report import read_summary, summarise, write_json
+from continual.report import read_summary, summarise
 
 Main = Callable[[Options, Place, torch.device, distributed.StopSignal], dict]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from continual import checkpoint
-from continual.checkpoint import Store, as_identity, refuse_another, write_atomically
+from continual.checkpoint import Store, as_identity, refuse_another
 from continual.errors import CheckpointError
 from continual.options import parse
 
@@ -233,13 +233,6 @@ print(store.load()[0]["x"].numel())
     assert "could not write" in message and "File too large; the last checkpoint is" in message
     assert number == "10"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000001-small.json", "000001-small.pt", "newest"]
-
-
-def test_write_atomically(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
 def test_due(store, monkeypatch):
