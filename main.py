@@ -27,11 +27,9 @@ from continual.mixing import mixing
 from continual.optim import Schedule
 from continual.randomness import seed_of, seeded
 from continual.report import Report, read_summary
-from continual.run import Progress, Run
+from continual.run import REMEMBERING, Progress, Run
 from continual.samplers import StepSampler
 from continual.tasks import FINETUNING, TRAINING, Phase, Task
-
-EVALUATION_BATCH = 256  # images
 
 
 @dataclass
@@ -92,8 +90,8 @@ def learn_task(run: Run, exp: Experiment, task: Task) -> None:
     with seeded(*exp.key("grow", task.index)):
         run.begin(task, afresh=options.run.retrain_scratch)
 
+    new_images = exp.benchmark.train(task.index)
     if run.position.stage == TRAINING:
-        new_images = exp.benchmark.train(task.index)
         if options.run.retrain_scratch:  # a first task that holds everything so far
             whole, everything = recipe.merged(exp.benchmark, task)
             learn(run, exp, whole, recipe.training(options, whole, **plan), everything)
@@ -101,10 +99,13 @@ def learn_task(run: Run, exp: Experiment, task: Task) -> None:
             learn(run, exp, task, recipe.training(options, task, **plan), new_images)
         if options.loss.weight_align and not task.first:
             run.report.say(f"weight aligning: new classes' weights times {run.model.align():.3f}")
+        run.move(stage=REMEMBERING, epoch=0, step=0)
+
+    if run.position.stage == REMEMBERING:
         remember(run, exp, task, new_images)
         run.move(stage=FINETUNING, epoch=0, step=0)
         save(run, exp, task)
-        stop_if_asked(run, exp)
+        stop_if_asked(run, exp, task, saved=True)
 
     faults.reach("finetuning")
     if recipe.finetunes(options, task, exp.benchmark.nb_classes):
@@ -119,7 +120,7 @@ def learn_task(run: Run, exp: Experiment, task: Task) -> None:
     save(run, exp, task, finished=True)
     faults.reach("end")
     if task is not exp.tasks[-1]:
-        stop_if_asked(run, exp)
+        stop_if_asked(run, exp, task, saved=True)
 
 
 def prepare(options: Options, place: folders.Place, device: torch.device, stop: distributed.StopSignal) -> Experiment:
@@ -205,17 +206,15 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
                 sums.add(losses)
                 bar.step(nb_images * distributed.nb_processes(), sums.means)
                 run.move(step=run.position.step + 1)
-                if exp.stop.agreed():
-                    save(run, exp, task)
-                    preempt(run, exp)
+                stop_if_asked(run, exp, task)
                 save_if_due(run, exp, task)
 
         run.last = {"epoch": epoch, "phase": phase.name, "lr": optimizer.param_groups[0]["lr"], "losses": sums.means()}
+        if options.run.eval_every and (epoch + 1) % options.run.eval_every == 0 and epoch + 1 < phase.epochs:
+            evaluate(run, exp, task)
         if schedule is not None:
             schedule.step(epoch, run.last["losses"]["total"])
         run.move(epoch=epoch + 1, step=0)
-        if options.run.eval_every and run.position.epoch % options.run.eval_every == 0 and epoch + 1 < phase.epochs:
-            evaluate(run, exp, task)
         save_if_due(run, exp, task, epoch_done=True)
 
 
@@ -225,33 +224,37 @@ def remember(run: Run, exp: Experiment, task: Task, new_images: Samples) -> None
     if not memory.memory_size:
         return
     quota = memory.quota(task.nb_seen)
-    memory.cut(quota)
     rule, _, kind = options.rehearsal.partition("_")
     choices = options.rehearsal_modes  # so many, each on images augmented anew
+    chosen: list[dict[int, list[np.ndarray]]] = []  # for every replica the rows of each class, choice by choice
     for replica in range(memory.nb_replicas):
-        ranked: dict[int, list[np.ndarray]] = {label: [] for label in range(task.nb_old, task.nb_seen)}
+        chosen.append({label: [] for label in range(task.nb_old, task.nb_seen)})
         for choice in range(choices):
             key = exp.key("exemplars", task.index, replica, choice)
-            features = None if rule == "random" else embeddings(run, exp, new_images, kind, key)
-            for label, found in ranked.items():
+            features = None if rule == "random" else embeddings(run, exp, task, new_images, kind, key)
+            for label, ranked in chosen[replica].items():
                 of_class = np.flatnonzero(new_images.y == label)
                 rng = np.random.default_rng(seed_of(*key, label))
                 rows = of_class if features is None else features[of_class]
-                found.append(of_class[rehearsal.RULES[rule](rows, -(-quota // choices), rng)])
+                ranked.append(of_class[rehearsal.RULES[rule](rows, -(-quota // choices), rng)])
         faults.reach("exemplars")
-        for found in ranked.values():
-            memory.add(*new_images.take(rehearsal.in_turn(found)[:quota]), replica=replica)
+
+    memory.cut(quota)
+    for replica, of_classes in enumerate(chosen):
+        for ranked in of_classes.values():
+            memory.add(*new_images.take(rehearsal.in_turn(ranked)[:quota]), replica=replica)
     run.report.say(recipe.budget(memory, task))
 
 
-def embeddings(run: Run, exp: Experiment, samples: Samples, kind: str, key: tuple) -> np.ndarray:
+def embeddings(run: Run, exp: Experiment, task: Task, samples: Samples, kind: str, key: tuple) -> np.ndarray:
     """Features to choose exemplars by: kind "token", e_T; "all", e_1 .. e_T one behind the other. (n, D) or (n, T D)"""
     features = engine.extract_features(
         run.model,
         exp.images(samples, augment=recipe.selects_on_augmented(exp.options.rehearsal)),
         loading=exp.loading,
-        batch_size=EVALUATION_BATCH,
+        batch_size=exp.options.data.eval_batch_size,
         key=key,
+        between=partial(stop_if_asked, run, exp, task),
     )
     return features[:, -1] if kind == "token" else features.reshape(len(features), -1)
 
@@ -264,9 +267,10 @@ def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> d
         exp.images(exp.benchmark.test(task.index), augment=False),
         exp.tasks[: task.index + 1],
         loading=exp.loading,
-        batch_size=EVALUATION_BATCH,
+        batch_size=exp.options.data.eval_batch_size,
         spread=exp.options.run.dist_eval,
         score=nearest_mean(run, exp, task) if by_means else Outputs.scores,
+        between=partial(stop_if_asked, run, exp, task),
     )
     if exp.options.run.eval:
         return run.report.show(scores, task=task)
@@ -287,7 +291,12 @@ def nearest_mean(run: Run, exp: Experiment, task: Task) -> Callable[[Outputs], t
     """iCaRL's classifier: the nearest mean of exemplars. Classes not yet in memory are out of its reach."""
     exemplars = Samples(run.memory.x, run.memory.y, run.memory.t)
     features = engine.extract_features(
-        run.model, exp.images(exemplars, augment=False), loading=exp.loading, batch_size=EVALUATION_BATCH, key=()
+        run.model,
+        exp.images(exemplars, augment=False),
+        loading=exp.loading,
+        batch_size=exp.options.data.eval_batch_size,
+        key=(),
+        between=partial(stop_if_asked, run, exp, task),
     )
     device = exp.loading.device
     labels = torch.from_numpy(exemplars.y).to(device)
@@ -318,14 +327,17 @@ def save_if_due(run: Run, exp: Experiment, task: Task, *, epoch_done: bool = Fal
         save(run, exp, task)
 
 
-def stop_if_asked(run: Run, exp: Experiment) -> None:
-    """Between phases, just after saving: leave if any process was asked to."""
-    if exp.stop.agreed():
-        preempt(run, exp)
+def stop_if_asked(run: Run, exp: Experiment, task: Task, *, saved: bool = False) -> None:
+    """If any process was asked to stop: save where we are, unless that is `saved`, and leave. Raises Preempted.
 
-
-def preempt(run: Run, exp: Experiment) -> None:
-    """Asked to stop, and saved where we are: leave. Raises Preempted."""
+    After every step, evaluated batch and phase; all processes must call it together.
+    """
+    if not exp.stop.agreed():
+        return
+    if exp.options.run.eval:
+        raise Preempted("stopped before the evaluation was done")
+    if not saved:
+        save(run, exp, task)
     distributed.barrier()
     raise Preempted(f"stopped at {run.position} and saved; continue with --resume {exp.store.folder}")
 

@@ -215,10 +215,38 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def batches_of_this_process(nb_samples: int, batch_size: int, *, spread: bool = True) -> list[list[int]]:
-    """Consecutive batches; `spread` deals them out to the processes in turn. They are the same for any number of processes."""
+def rounds(nb_samples: int, batch_size: int, *, spread: bool) -> list[list[int]]:
+    """Consecutive batches, the same for any number of processes. `spread` deals them out in turn: what is given then is this
+    process's batch of every round, empty in the last one if there are not enough for all."""
     batches = [list(range(i, min(i + batch_size, nb_samples))) for i in range(0, nb_samples, batch_size)]
-    return batches[distributed.rank() :: distributed.nb_processes()] if spread else batches
+    if not spread:
+        return batches
+    processes = distributed.nb_processes()
+    batches += [[]] * (-len(batches) % processes)
+    return batches[distributed.rank() :: processes]
+
+
+def one_pass(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    loading: Loading,
+    spread: bool,
+    key: tuple | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Indices, images and labels of this process's batches, in order.
+
+    key: what the augmentation depends on, besides the position, if the data set augments. between: called before every
+    round, by all processes together, so that they can agree to leave.
+    """
+    own = rounds(len(dataset), batch_size, spread=spread)
+    items = [[i if key is None else (i, (*key, i)) for i in batch] for batch in own if batch]
+    loaded = iter(loading.loader(dataset, items))
+    for indices in own:
+        between()
+        if indices:
+            yield indices, *loading.to_device(next(loaded))
 
 
 @torch.no_grad()
@@ -231,11 +259,12 @@ def evaluate(
     batch_size: int,
     spread: bool,
     score: Callable[[Outputs], Tensor] = Outputs.scores,
+    between: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Score the model, as it stands, on images of the given tasks, all of them seen. The counts are over all processes.
 
     spread: each process evaluates its share (`dist_eval`); else every process evaluates everything.
-    score: Outputs -> (B, C_all), the higher the likelier.
+    score: Outputs -> (B, C_all), the higher the likelier. between: see `one_pass`.
     """
     of_task = torch.repeat_interleave(
         torch.arange(len(tasks), device=loading.device),
@@ -243,8 +272,7 @@ def evaluate(
     )  # (C_all,), the task of each class
     distributed.share_buffers(model)
     counts = torch.zeros(5, len(tasks), dtype=torch.float64, device=loading.device)
-    for batch in loading.loader(dataset, batches_of_this_process(len(dataset), batch_size, spread=spread)):
-        images, labels = loading.to_device(batch)
+    for _, images, labels in one_pass(dataset, batch_size, loading=loading, spread=spread, between=between):
         faults.reach("evaluation")
         with evaluating(model), loading.precision():
             outputs = model(images)
@@ -262,17 +290,19 @@ def evaluate(
 
 
 @torch.no_grad()
-def extract_features(model: nn.Module, dataset: Dataset, *, loading: Loading, batch_size: int, key: tuple) -> np.ndarray:
-    """Task embeddings of every image, on every process. (n, T, D) float64
-
-    key: what the augmentation depends on, besides the position, if the data set augments.
-    """
+def extract_features(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    loading: Loading,
+    batch_size: int,
+    key: tuple,
+    between: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Task embeddings of every image, on every process. (n, T, D) float64; key, between: see `one_pass`."""
     distributed.share_buffers(model)
     features: np.ndarray | None = None
-    shares = batches_of_this_process(len(dataset), batch_size)
-    items = [[(i, (*key, i)) for i in batch] for batch in shares]
-    for indices, batch in zip(shares, loading.loader(dataset, items), strict=True):
-        images, _ = loading.to_device(batch)
+    for indices, images, _ in one_pass(dataset, batch_size, loading=loading, spread=True, key=key, between=between):
         faults.reach("exemplars")
         with evaluating(model), loading.precision():
             tokens = model(images).tokens

@@ -137,6 +137,7 @@ class Data(Section):
         None, "labels in the order in which they arrive; a list of such lists (in YAML): one run each"
     )
     validation: float = option(0.0, "share of the training images that replaces the test images", BELOW_ONE)
+    eval_batch_size: int = option(256, "images in one batch of an evaluation, and when exemplars are chosen", COUNT)
     num_workers: int = option(10, "data loading workers of each process", NOT_NEGATIVE)
     pin_mem: bool = option(True, "page-locked memory for batches, which is faster to copy to a GPU")
     skip_corrupt: bool = option(False, "scan all images first, leave out and count the unreadable ones; off: stop")
@@ -443,7 +444,7 @@ OPPOSITES = {"distributed_memory": "global_memory", "global_memory": "distribute
 
 PER_CALL = frozenset({"options", "resume", "resume_anyway", "start_task", "eval"})  # of one call, not of the experiment
 MAY_DIFFER = PER_CALL | {
-    *("num_workers", "pin_mem", "data_path", "device", "replicas_at_once", "max_task"),
+    *("eval_batch_size", "num_workers", "pin_mem", "data_path", "device", "replicas_at_once", "max_task"),
     *("name", "output_basedir", "log_path", "log_category", "eval_every", "dist_eval", "process_timeout"),
     *("save_every_epoch", "save_every_minutes", "keep_checkpoints", "keep_task_checkpoints"),
 }  # what a resumed run may change without becoming another experiment

@@ -13,13 +13,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jobs import TINY, assert_same_results, checkpoints, finish, folders, run
+from jobs import THREE_TASKS, assert_same_results, checkpoints, finish, folders, run
 
 from continual.faults import PLACES
 
 # How often a place is reached in the run on one process, or on the main one of several.
-TIMES = {"data": 16, "forward": 32, "backward": 32, "step": 16, "evaluation": 16, "exemplars": 9, "finetuning": 3}
-TIMES |= {"task change": 3, "end": 3, "writing": 45, "rename": 45, "manifest": 15}
+TIMES = {"data": 20, "forward": 40, "backward": 40, "step": 20, "evaluation": 42, "exemplars": 31, "finetuning": 3}
+TIMES |= {"task change": 3, "end": 3, "writing": 51, "rename": 51, "manifest": 17}
 
 
 def main() -> int:
@@ -31,12 +31,12 @@ def main() -> int:
     draw = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as base:
         reference = Path(base, "undisturbed")
-        finish([*TINY, *folders(reference)], reference, processes=asked.processes)
+        finish([*THREE_TASKS, *folders(reference)], reference, processes=asked.processes)
         kills = nb_runs = 0
         while kills < asked.kills:
             nb_runs += 1
             folder = Path(base, f"run-{nb_runs}")
-            argv, places = [*TINY, *folders(folder)], []
+            argv, places = [*THREE_TASKS, *folders(folder)], []
             while True:
                 place = draw.choice([place for place in PLACES if place in TIMES])
                 rank = draw.randrange(asked.processes)

@@ -1,50 +1,15 @@
 """One recipe on any number of processes: the same losses, exemplars, metrics and weights."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from jobs import TINY, assert_equal, checkpoints, finish, folders, logs, results, run, states
+from jobs import THREE_TASKS, TINY, assert_close, assert_equal, finish, folders, results, run, what_counts
 
 from continual import distributed
 from continual.errors import LostProcess, OptionsError
 
 # Few exemplars: the more are herded of a class, the more often two images are so nearly as good that rounding decides.
-FOUR = [*TINY, "--replicas", "4", "--replicas-at-once", "1", "--memory-size", "20"]
-TOLERANCE = 1e-5
-
-
-def assert_close(a, b, where="state"):
-    """Equal up to the order of summation; `pos_proj.bias` has no gradient but rounding, which Adam blows up."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            if not str(key).endswith("pos_proj.bias"):
-                assert_close(a[key], b[key], f"{where}[{key!r}]")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_close(x, y, f"{where}[{i}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.allclose(a.double(), b.double(), rtol=TOLERANCE, atol=TOLERANCE), where
-    elif isinstance(a, float):
-        assert a == pytest.approx(b, rel=TOLERANCE, abs=TOLERANCE), where
-    else:
-        assert a == b, where
-
-
-def what_counts(folder):
-    """Weights, exemplars, metrics and losses after every epoch; not the optimizer, whose moments lie near zero."""
-    kept = {
-        name: {key: state[key] for key in ("position", "model", "teacher", "memory", "report", "last")}
-        for name, state in states(checkpoints(folder)).items()
-    }
-    for state in kept.values():
-        state["report"] = {key: value for key, value in state["report"].items() if key == "nb_seen"}
-    evaluations = [json.loads(line) for line in (logs(folder) / "evaluations.jsonl").read_text().splitlines()]
-    return {"states": kept, "evaluations": evaluations}
+FOUR = [*THREE_TASKS, "--replicas", "4", "--replicas-at-once", "1", "--memory-size", "20"]
 
 
 @pytest.mark.parametrize(

@@ -296,12 +296,34 @@ def test_evaluation_batches_are_dealt_out_once(monkeypatch, nb_processes):
     shares = []
     for rank in range(nb_processes):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(engine.batches_of_this_process(50, 8))
-        assert engine.batches_of_this_process(50, 8, spread=False) == engine.batches_of_this_process(50, 8, spread=False)
-        assert sum(map(len, engine.batches_of_this_process(50, 8, spread=False))) == 50
-    together = [batch for share in shares for batch in share]
-    assert sorted(i for batch in together for i in batch) == list(range(50))
+        shares.append(engine.rounds(50, 8, spread=True))
+        assert sum(map(len, engine.rounds(50, 8, spread=False))) == 50
+    assert {len(share) for share in shares} == {-(-7 // nb_processes)}  # all take part in every round
+    together = [batch for share in shares for batch in share if batch]
     assert sorted(map(tuple, together)) == [tuple(range(i, min(i + 8, 50))) for i in range(0, 50, 8)]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_processes_can_leave_between_batches(monkeypatch, rank):
+    """Seven batches for two processes: the second one has none in the last round, but is asked nevertheless."""
+    monkeypatch.setattr(distributed, "nb_processes", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    asked = []
+    take = partial(engine.one_pass, images(50), 8, loading=CPU, spread=True)
+    seen = [index for indices, *_ in take(between=lambda: asked.append(0)) for index in indices]
+    assert len(asked) == 4 and len(seen) == (26, 24)[rank]
+
+    def leave():
+        asked.append(0)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    asked.clear()
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        for indices, *_ in take(between=leave):
+            seen.append(indices[0])
+    assert seen == [8 * rank, 16 + 8 * rank]
 
 
 def test_evaluating_restores_every_mode():

@@ -39,8 +39,8 @@ def status(folder):
 @pytest.mark.parametrize(
     "place",
     [
-        *("data:3", "forward:11", "backward:6", "step:8", "evaluation:5", "exemplars:2", "finetuning:2", "task change:2"),
-        *("end:1", "end:3", "writing:9", "rename:15", "rename:5", "manifest:4"),
+        *("data:3", "forward:11", "backward:6", "step:8", "evaluation:14", "exemplars:8", "finetuning:2", "task change:2"),
+        *("end:1", "end:2", "writing:9", "rename:15", "rename:5", "manifest:4"),
     ],
 )
 def test_killed_anywhere(place, tmp_path, undisturbed):
@@ -51,7 +51,7 @@ def test_killed_anywhere(place, tmp_path, undisturbed):
     assert_same_results(tmp_path, undisturbed(1))
 
 
-@pytest.mark.parametrize("place", ["forward:9:rank1", "step:12:rank0", "exemplars:3:rank1", "writing:12:rank0"])
+@pytest.mark.parametrize("place", ["forward:9:rank1", "step:12:rank0", "exemplars:4:rank1", "writing:12:rank0"])
 def test_killed_on_one_of_two_processes(place, tmp_path, undisturbed):
     job = run([*TINY, *folders(tmp_path)], tmp_path, processes=2, fault=f"kill:{place}")
     killed = int(place[-1])
@@ -80,10 +80,10 @@ def test_killed_twice_while_cleaning_up(tmp_path, undisturbed):
     assert again.codes == [-signal.SIGKILL]
     resume(tmp_path)
     left, wanted = states(checkpoints(tmp_path)), states(checkpoints(undisturbed(1)))
-    assert list(left) == ["task-1-finished", "task-2-finished", "task-3-finished"]
+    assert list(left) == ["task-1-finished", "task-2-finished"]
     assert_equal(left, {name: wanted[name] for name in left})
     names = {path.name.partition(".")[0] for path in checkpoints(tmp_path).glob("0*")}
-    assert len(names) == 3  # no halves of pairs
+    assert len(names) == 2  # no halves of pairs
 
 
 def test_killed_before_the_first_checkpoint(tmp_path, undisturbed):
@@ -97,7 +97,7 @@ def test_killed_before_the_first_checkpoint(tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize(
-    "place", ["data:1", "step:7", "evaluation:4", "exemplars:2", "writing:4", "finetuning:2", "task change:1"]
+    "place", ["data:1", "step:7", "evaluation:11", "exemplars:13", "writing:4", "finetuning:2", "task change:1"]
 )
 def test_asked_to_stop(place, tmp_path, undisturbed):
     """A step is the most that is done before saving; a second request changes nothing."""
@@ -111,7 +111,7 @@ def test_asked_to_stop(place, tmp_path, undisturbed):
 
 
 def test_asked_to_stop_at_the_very_end(tmp_path, undisturbed):
-    assert run([*TINY, *folders(tmp_path)], tmp_path, fault="term:task change:3").codes == [0]
+    assert run([*TINY, *folders(tmp_path)], tmp_path, fault="term:task change:2").codes == [0]
     assert_same_results(tmp_path, undisturbed(1))
 
 
@@ -142,10 +142,31 @@ def test_asked_to_stop_with_its_workers(tmp_path):
     wait_for(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers))
 
 
-def test_stops_within_one_step(tmp_path):
-    job = run([*TINY, *folders(tmp_path)], tmp_path, fault="term:forward:1")
+@pytest.mark.parametrize(
+    ("place", "stopped_at"),
+    [
+        ("forward:1", "task-1-training-epoch-1-step-1"),
+        ("evaluation:2", "task-1-training-epoch-1-step-2"),  # of three batches, after the epoch's two steps
+        ("exemplars:3", "task-1-remembering-epoch-1-step-0"),
+        ("evaluation:5", "task-1-finetuning-epoch-1-step-0"),
+    ],
+)
+def test_stops_within_one_step_or_batch(place, stopped_at, tmp_path, undisturbed):
+    job = run([*TINY, *folders(tmp_path)], tmp_path, fault=f"term:{place}")
     assert job.codes == [75]
-    assert list(states(checkpoints(tmp_path))) == ["task-1-training-epoch-1-step-0", "task-1-training-epoch-1-step-1"]
+    assert f"stopped at {stopped_at} and saved" in job.said()
+    assert list(states(checkpoints(tmp_path)))[-1] == stopped_at
+    resume(tmp_path)
+    assert_same_results(tmp_path, undisturbed(1))
+
+
+def test_an_evaluation_alone_asked_to_stop(undisturbed):
+    folder = undisturbed(1)
+    before = kept(folder)
+    job = run(["--resume", str(checkpoints(folder)), "--eval"], folder, fault="term:evaluation:1")
+    assert job.codes == [75]
+    assert job.said().endswith("error: stopped before the evaluation was done\n")
+    assert kept(folder) == before
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -254,21 +275,18 @@ def test_two_runs_in_one_folder(tmp_path, undisturbed):
     assert_same_results(tmp_path, undisturbed(1))
 
 
+def kept(folder):
+    """What every file of a run holds, and when it was written."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "output" not in path.name]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
 def test_finished_runs_do_nothing(undisturbed):
     folder = undisturbed(1)
-    kept = {
-        path: (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in folder.rglob("*")
-        if "output" not in path.name and path.is_file()
-    }
+    before = kept(folder)
     for side in (checkpoints(folder), logs(folder)):
         assert "this run is finished" in finish(["--resume", str(side)], folder).said()
-    now = {
-        path: (path.read_bytes(), path.stat().st_mtime_ns)
-        for path in folder.rglob("*")
-        if "output" not in path.name and path.is_file()
-    }
-    assert now == kept
+    assert kept(folder) == before
 
 
 def test_places_are_named(monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jobs import assert_close, what_counts
 from made_up import write_cifar100, write_image_tree
 
 import main
@@ -23,7 +24,6 @@ DIGITS = ("--options", "options/data/digits_2-2.yaml", "options/model/digits_dyt
 SMALL = ("--embed-dim", "24", "--num-heads", "4", "--depth", "2", "--local-up-to-layer", "1", "--num-workers", "0")
 SHORT = ("--base-epochs", "7", "--epochs", "5", "--finetuning-epochs", "3", "--warmup-epochs", "0", "--batch-size", "16")
 SHORT += ("--lr", "0.1", "--incremental-lr", "0.1", "--eval-every", "4", "--max-task", "2")
-SHORT += ("--rehearsal", "random")  # herding turns a difference in the last bit into other exemplars
 PUBLISHED = {"task", "epoch", "acc", "avg_acc", "forgetting", "acc_per_task", "bwt", "train_lr", "train_loss"}
 PUBLISHED |= {"test_acc1", "test_acc5", "test_loss", "mean_acc5", "n_parameters"}
 
@@ -132,23 +132,13 @@ def test_the_kept_options_repeat_the_run(digits, tmp_path):
     assert (logs_of(tmp_path) / "evaluations.jsonl").read_bytes() == (logs_of(folder) / "evaluations.jsonl").read_bytes()
 
 
-def test_two_processes_give_what_one_gives(digits, tmp_path):
-    folder, _ = digits
-    printed = shell("bash", "train.sh", "cpu:2", *DIGITS, *SMALL, *SHORT, *places(tmp_path), cwd=ROOT)
-    assert "2 replica(s) on 2 process(es)" in printed
-    for ours, theirs in zip(
-        lines(logs_of(tmp_path) / "evaluations.jsonl"), lines(logs_of(folder) / "evaluations.jsonl"), strict=True
-    ):
-        assert set(ours) == set(theirs)
-        for name, value in theirs.items():
-            # Sums in another order: losses drift by rounding, and an image on the edge may fall on the other side.
-            close = {"rel": 2e-3, "abs": 1e-5} if "loss" in name else {"abs": 1.5}
-            assert ours[name] == (value if isinstance(value, str) else pytest.approx(value, **close)), name
-    ours, theirs = newest_state(tmp_path), newest_state(folder)
-    for name, value in theirs["model"]["weights"].items():
-        if not name.endswith("pos_proj.bias"):  # its gradient is rounding alone, and Adam makes steps of that
-            assert torch.allclose(ours["model"]["weights"][name], value, atol=5e-3), name
-    assert torch.equal(ours["memory"]["x"], theirs["memory"]["x"])
+def test_two_processes_give_what_one_gives(tmp_path):
+    """Over some steps; in long training the last bits, in which sums in another order differ, grow on any one machine, too."""
+    few = [*DIGITS, *SMALL, "--debug", "--max-task", "2", "--eval-every", "1"]
+    for where in ("cpu", "cpu:2"):
+        printed = shell("bash", "train.sh", where, *few, *places(tmp_path / where), cwd=ROOT)
+        assert f"2 replica(s) on {where.removeprefix('cpu:').replace('cpu', '1')} process(es)" in printed
+    assert_close(what_counts(tmp_path / "cpu:2"), what_counts(tmp_path / "cpu"))
 
 
 @pytest.fixture

@@ -121,11 +121,12 @@ class Observer:
         note("losses", [objective(images, targets) for targets in (labels, fixed(6, nb_seen).softmax(1))])
         note("mixing", mixing and [mixing(images, labels, ("draw", i)) for i in range(8)])
 
-    def evaluate(self, model, dataset, tasks, *, loading, batch_size, spread, score) -> Scores:
+    def evaluate(self, model, dataset, tasks, *, loading, batch_size, spread, score, between) -> Scores:
         self.note("evaluations/when", len(tasks))
         self.note("evaluations/labels", dataset.samples.y)
         self.note("evaluations/images", torch.stack([dataset[i][0] for i in range(4)]))
         self.note("evaluations/spread", spread)
+        self.note("evaluations/batch", batch_size)
         outputs = Outputs(fixed(5, tasks[-1].nb_seen), None, fixed(5, 1, model.embed_dim))
         self.note("evaluations/score", None if score is Outputs.scores else score(outputs))
         return Scores(*[(1,) * len(tasks)] * 5)
@@ -208,7 +209,7 @@ PODDED = {"auto_kd": False, "pod": 1.0}
 RANDOMLY_AUGMENTED = of("all", "images")
 EVERYTHING = ("rates", "batches", "set", "images", "optimizer", "weights", "frozen", "modes", "noisy", "forward", "losses")
 EVERYTHING += ("mixing", "sam", "beside", "settings")
-EVALUATIONS = {f"evaluations/{name}" for name in ("when", "labels", "images", "spread", "score")}
+EVALUATIONS = {f"evaluations/{name}" for name in ("when", "labels", "images", "spread", "batch", "score")}
 OTHER_TASKS = {
     "tasks",
     "memory1",
@@ -252,6 +253,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     "increment": [({}, (2, 4), {"tr1/batches"} | OTHER_TASKS)],
     "class_order": [({}, tuple(range(9, -1, -1)), OTHER_IMAGES)],
     "validation": [({}, 0.25, OTHER_IMAGES)],
+    "eval_batch_size": [({}, 32, {"evaluations/batch"})],
     "num_workers": [({}, 1, {"loading"})],
     "pin_mem": [({}, False, {"loading"})],
     # optimisation

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from jobs import TINY, assert_equal, assert_same_results, checkpoints, finish, folders, logs, run, states
+from jobs import THREE_TASKS, assert_equal, assert_same_results, checkpoints, finish, folders, logs, run, states
 
 from continual import checkpoint
 from continual.run import Position
@@ -14,7 +14,7 @@ from continual.run import Position
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("done")
-    finish([*TINY, *folders(folder)], folder)
+    finish([*THREE_TASKS, *folders(folder)], folder)
     return folder
 
 
@@ -142,7 +142,7 @@ def test_evaluation_only_writes_nothing(copy):
 
 
 def test_more_tasks_than_before(tmp_path, done):
-    finish([*TINY, *folders(tmp_path), "--max-task", "2"], tmp_path)
+    finish([*THREE_TASKS, *folders(tmp_path), "--max-task", "2"], tmp_path)
     finish(["--resume", str(checkpoints(tmp_path)), "--max-task", "3"], tmp_path)
     wanted = states(checkpoints(done))
     assert_equal({name: states(checkpoints(tmp_path))[name] for name in wanted}, wanted)
