@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +30,9 @@ PUBLISHED = {"task", "epoch", "acc", "avg_acc", "forgetting", "acc_per_task", "b
 PUBLISHED |= {"test_acc1", "test_acc5", "test_loss", "mean_acc5", "n_parameters"}
 
 
-def shell(*command: str, cwd: Path) -> str:
+def shell(*command: str, cwd: Path, **environment: str) -> str:
     """Run a command that must succeed; what it printed."""
-    env = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -132,13 +134,20 @@ def test_the_kept_options_repeat_the_run(digits, tmp_path):
     assert (logs_of(tmp_path) / "evaluations.jsonl").read_bytes() == (logs_of(folder) / "evaluations.jsonl").read_bytes()
 
 
-def test_two_processes_give_what_one_gives(tmp_path):
+def test_two_machines_give_what_one_gives(tmp_path):
     """Over some steps; in long training the last bits, in which sums in another order differ, grow on any one machine, too."""
-    few = [*DIGITS, *SMALL, "--debug", "--max-task", "2", "--eval-every", "1"]
-    for where in ("cpu", "cpu:2"):
-        printed = shell("bash", "train.sh", where, *few, *places(tmp_path / where), cwd=ROOT)
-        assert f"2 replica(s) on {where.removeprefix('cpu:').replace('cpu', '1')} process(es)" in printed
-    assert_close(what_counts(tmp_path / "cpu:2"), what_counts(tmp_path / "cpu"))
+    few = ["bash", "train.sh", "cpu", *DIGITS, *SMALL, "--debug", "--max-task", "2", "--eval-every", "1"]
+    shell(*few, *places(tmp_path / "one"), cwd=ROOT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with ThreadPoolExecutor(2) as machines:
+        first, second = machines.map(
+            lambda rank: shell(*few, *places(tmp_path / "two"), cwd=ROOT, **job, NODE_RANK=str(rank)), range(2)
+        )
+    assert "2 replica(s) on 2 process(es)" in first and second.strip() == ""
+    assert_close(what_counts(tmp_path / "two"), what_counts(tmp_path / "one"))
 
 
 @pytest.fixture
