@@ -5,6 +5,7 @@ Letters:  B batch   T tasks seen   D embed_dim   C_all classes seen
 
 import math
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from continual.randomness import seed_of
 from continual.samplers import StepSampler
 from continual.tasks import Task
 
+FORK = "fork" if sys.platform == "linux" else None  # at once, and without a server between, which a signal could end
+
 
 @dataclass(frozen=True)
 class Loading:
@@ -45,19 +48,25 @@ class Loading:
             pin_memory=self.pin_mem and self.device.type == "cuda",
             persistent_workers=persistent and self.num_workers > 0,
             generator=torch.Generator(),  # its own: a loader must not draw from the global one
-            worker_init_fn=_ignore_sigterm,
+            multiprocessing_context=FORK if self.num_workers else None,
         )
+
+    def start(self, loader: DataLoader) -> Iterator[list[Tensor]]:
+        """The loader's batches, from workers that no SIGTERM reaches.
+
+        A scheduler sends it to every process of a job, and they must go on until their own process has saved.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # which the workers inherit
+        try:
+            return iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def to_device(self, batch: Sequence[Tensor]) -> list[Tensor]:
         return [part.to(self.device, non_blocking=True) for part in batch]
 
     def precision(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
-
-
-def _ignore_sigterm(worker: int) -> None:
-    """A scheduler signals every process of a job; a worker must go on until its own process has saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @dataclass
@@ -130,7 +139,7 @@ def train_one_epoch(
     """
     sampler: StepSampler = loader.batch_sampler
     share, key = len(sampler.mine), (*sampler.key, sampler.epoch)
-    own, from_memory = iter(loader), iter(beside.loader) if beside else None
+    own, from_memory = loading.start(loader), loading.start(beside.loader) if beside else None
     nb_draws = max(1, beside.nb_replays) if beside else 0
 
     def take(batches: Iterator, nb_draws: int, what: str, step: int, weight: float) -> list[Batch]:
@@ -242,7 +251,7 @@ def one_pass(
     """
     own = rounds(len(dataset), batch_size, spread=spread)
     items = [[i if key is None else (i, (*key, i)) for i in batch] for batch in own if batch]
-    loaded = iter(loading.loader(dataset, items))
+    loaded = loading.start(loading.loader(dataset, items))
     for indices in own:
         between()
         if indices:

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -63,7 +64,8 @@ def _leave(code: int, text: str | None, *, lost: str = "") -> int:
         path.write_text(f"{code}\nerror: another process of the job says why\n")
     sys.stdout.flush()
     sys.stderr.flush()
-    for worker in multiprocessing.active_children():  # of a DataLoader
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler of a DataLoader would call its workers' end an error
+    for worker in multiprocessing.active_children():
         worker.kill()
     if not alone:
         os._exit(code)  # taking the group down could wait for processes that hang

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from jobs import ROOT, TIMEOUT, TINY, Job, assert_equal, assert_same_results, checkpoints, finish, folders, logs, run, states
@@ -131,15 +132,17 @@ def test_asked_to_stop_with_its_workers(tmp_path):
     job = Job(argv, tmp_path)
     wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-3-step-0.json")))
     pid = job.processes[0].pid
-    with open(f"/proc/{pid}/task/{pid}/children") as children:
-        workers = [int(worker) for worker in children.read().split()]
-    assert workers
-    for each in [*workers, pid]:
-        with contextlib.suppress(ProcessLookupError):  # a worker of an evaluation that has ended
-            os.kill(each, signal.SIGTERM)
+    signalled = set()
+    while len(signalled) < 4:  # that of training, and of every evaluation anew: as soon as it is there
+        workers = {int(worker) for worker in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):  # its evaluation has ended
+                os.kill(worker, signal.SIGTERM)
+        signalled |= workers
+    os.kill(pid, signal.SIGTERM)
     assert job.wait().codes == [75], job.said()
     assert "Traceback" not in job.said()
-    wait_for(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers))
+    wait_for(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in signalled))
 
 
 @pytest.mark.parametrize(
