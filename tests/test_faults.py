@@ -133,12 +133,16 @@ def test_asked_to_stop_with_its_workers(tmp_path):
     wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-3-step-0.json")))
     pid = job.processes[0].pid
     signalled = set()
-    while len(signalled) < 4:  # that of training, and of every evaluation anew: as soon as it is there
-        workers = {int(worker) for worker in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
-        for worker in workers:
+
+    def four_signalled():
+        """One is of training, and every evaluation has its own; each as soon as it is there."""
+        for worker in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
             with contextlib.suppress(ProcessLookupError):  # its evaluation has ended
                 os.kill(worker, signal.SIGTERM)
-        signalled |= workers
+                signalled.add(worker)
+        return len(signalled) >= 4
+
+    wait_for(four_signalled, pause=0.001)
     os.kill(pid, signal.SIGTERM)
     assert job.wait().codes == [75], job.said()
     assert "Traceback" not in job.said()
@@ -227,11 +231,11 @@ def train_sh(argv, folder, **environment):
         )
 
 
-def wait_for(condition):
+def wait_for(condition, pause=0.05):
     end = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def test_train_sh_asked_to_stop_twice(tmp_path):
