@@ -11,11 +11,13 @@ import fcntl
 import hashlib
 import io
 import json
+import os
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -25,6 +27,17 @@ from continual.files import replacing
 from continual.options import MAY_DIFFER, Options, flat
 
 Say = Callable[[str], None]
+
+_LOCKS: weakref.WeakSet[IO] = weakref.WeakSet()  # held by this process
+
+
+def _let_go() -> None:
+    """In a child, such as a loading worker, which may outlive this process."""
+    for lock in list(_LOCKS):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -106,6 +119,7 @@ class Store:
         """
         try:
             self._lock = open(self.folder / "lock", "a")  # noqa: SIM115 - held as long as the process lives
+            _LOCKS.add(self._lock)
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be written: {error.strerror}") from None
         try:

@@ -87,6 +87,14 @@ def test_killed_twice_while_cleaning_up(tmp_path, undisturbed):
     assert len(names) == 2  # no halves of pairs
 
 
+def test_killed_with_its_workers_and_resumed_at_once(tmp_path, undisturbed):
+    """The workers live on for some seconds; the run's lock must not."""
+    job = run([*TINY, *folders(tmp_path), "--num-workers", "2"], tmp_path, fault="kill:step:6")
+    assert job.codes == [-signal.SIGKILL]
+    resume(tmp_path)
+    assert_same_results(tmp_path, undisturbed(1))
+
+
 def test_killed_before_the_first_checkpoint(tmp_path, undisturbed):
     job = run([*TINY, *folders(tmp_path)], tmp_path, fault="kill:writing:1")
     assert job.codes == [-signal.SIGKILL]
