@@ -161,6 +161,7 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
     """Train one phase, from wherever it was left: a first task, a later one, or finetuning (no new images)."""
     options = exp.options
     freeze(run.model, phase.frozen, eval_mode=options.finetune.freeze_eval)
+    distributed.share_buffers(run.model)  # what is frozen may use them from here on
     optimizer = optim.build_optimizer(run.model, options.optim, phase.lr)
     schedule = Schedule(optimizer, options.optim, epochs=phase.epochs, warmup_lr=phase.warmup_lr) if phase.scheduled else None
     sam = recipe.sam(options, run.model, phase)

@@ -87,6 +87,17 @@ def test_killed_twice_while_cleaning_up(tmp_path, undisturbed):
     assert len(names) == 2  # no halves of pairs
 
 
+def test_running_statistics_of_two_processes(tmp_path):
+    """Frozen in eval mode, a network with batch norm uses them: those of the main process, resumed or not."""
+    frozen = [*TINY, "--model", "timm:test_resnet", "--input-size", "32", "--rehearsal", "random"]
+    frozen += ["--freeze-ft", "sab", "--freeze-eval"]
+    finish([*frozen, *folders(tmp_path / "a")], tmp_path, processes=2)
+    job = run([*frozen, *folders(tmp_path / "b")], tmp_path, processes=2, fault="term:finetuning:2:rank1")
+    assert job.codes == [75, 75], job.said()
+    finish(["--resume", str(checkpoints(tmp_path / "b"))], tmp_path, processes=2)
+    assert_same_results(tmp_path / "b", tmp_path / "a")
+
+
 def test_killed_with_its_workers_and_resumed_at_once(tmp_path, undisturbed):
     """The workers live on for some seconds; the run's lock must not."""
     job = run([*TINY, *folders(tmp_path), "--num-workers", "2"], tmp_path, fault="kill:step:6")
