@@ -27,9 +27,9 @@ from continual.mixing import mixing
 from continual.optim import Schedule
 from continual.randomness import seed_of, seeded
 from continual.report import Report, read_summary
-from continual.run import REMEMBERING, Progress, Run
+from continual.run import Progress, Run
 from continual.samplers import StepSampler
-from continual.tasks import FINETUNING, TRAINING, Phase, Task
+from continual.tasks import FINETUNING, REMEMBERING, TRAINING, Phase, Task
 
 
 @dataclass

@@ -17,8 +17,6 @@ from continual.rehearsal import Memory
 from continual.report import Report
 from continual.tasks import TRAINING, Task
 
-REMEMBERING = "remembering"  # the stage between TRAINING and FINETUNING
-
 
 @dataclass(frozen=True)
 class Position:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-TRAINING, FINETUNING = "training", "finetuning"  # the two phases of a task
+TRAINING, REMEMBERING, FINETUNING = "training", "remembering", "finetuning"  # a task's stages; the outer ones are phases
 
 
 @dataclass(frozen=True)
