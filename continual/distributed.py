@@ -181,7 +181,7 @@ def main_first(function: Callable[[bool], T]) -> T:
 
 
 class StopSignal:
-    """SIGTERM asks for a stop after the step under way; a second one asks for the same."""
+    """SIGTERM asks for a stop after the step or batch under way; a second one asks for the same."""
 
     def __init__(self) -> None:
         self.requested = False

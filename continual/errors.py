@@ -37,7 +37,7 @@ class NonFiniteLoss(Refused):
 
 
 class Preempted(Refused):
-    """The run was asked to stop (SIGTERM), and saved its state."""
+    """The run was asked to stop (SIGTERM), and saved its state if it had one to save."""
 
     exit_code = 75
 

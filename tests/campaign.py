@@ -17,7 +17,7 @@ from jobs import THREE_TASKS, assert_same_results, checkpoints, finish, folders,
 
 from continual.faults import PLACES
 
-# How often a place is reached in the run on one process, or on the main one of several.
+# How often a place is reached in the run on one process. One of several reaches some of them less often: then it goes on.
 TIMES = {"data": 20, "forward": 40, "backward": 40, "step": 20, "evaluation": 42, "exemplars": 31, "finetuning": 3}
 TIMES |= {"task change": 3, "end": 3, "writing": 51, "rename": 51, "manifest": 17}
 

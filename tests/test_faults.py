@@ -117,15 +117,28 @@ def test_killed_before_the_first_checkpoint(tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize(
-    "place", ["data:1", "step:7", "evaluation:11", "exemplars:13", "writing:4", "finetuning:2", "task change:1"]
+    ("place", "stopped_at"),
+    [
+        ("data:1", "task-1-training-epoch-1-step-1"),
+        ("data:1,term:rename:4,term:manifest:2", "task-1-training-epoch-1-step-1"),  # and again while it saves
+        ("evaluation:2", "task-1-training-epoch-1-step-2"),  # the second of three batches, after the epoch's two steps
+        ("writing:4", "task-1-training-epoch-2-step-1"),
+        ("exemplars:3", "task-1-remembering-epoch-1-step-0"),
+        ("evaluation:5", "task-1-finetuning-epoch-1-step-0"),
+        ("task change:1", "task-2-training-epoch-1-step-0"),
+        ("step:7", "task-2-training-epoch-2-step-1"),
+        ("evaluation:9", "task-2-training-epoch-1-step-2"),
+        ("exemplars:13", "task-2-remembering-epoch-1-step-0"),
+        ("finetuning:2", "task-2-finetuning-epoch-1-step-1"),
+    ],
 )
-def test_asked_to_stop(place, tmp_path, undisturbed):
-    """A step is the most that is done before saving; a second request changes nothing."""
-    job = run([*TINY, *folders(tmp_path)], tmp_path, fault=f"term:{place},term:rename:6")
+def test_asked_to_stop(place, stopped_at, tmp_path, undisturbed):
+    """A step of training, or a batch of anything else, is the most that is done before saving."""
+    job = run([*TINY, *folders(tmp_path)], tmp_path, fault=f"term:{place}")
     assert job.codes == [75], job.said()
     assert status(tmp_path)["status"] == "preempted" and status(tmp_path)["exit_code"] == 75
     last = job.said().strip().splitlines()[-1]
-    assert last.startswith("error: stopped at") and str(checkpoints(tmp_path)) in last
+    assert last.startswith(f"error: stopped at {stopped_at} and saved") and str(checkpoints(tmp_path)) in last
     resume(tmp_path)
     assert_same_results(tmp_path, undisturbed(1))
 
@@ -168,24 +181,6 @@ def test_asked_to_stop_with_its_workers(tmp_path):
     wait_for(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in signalled))
 
 
-@pytest.mark.parametrize(
-    ("place", "stopped_at"),
-    [
-        ("forward:1", "task-1-training-epoch-1-step-1"),
-        ("evaluation:2", "task-1-training-epoch-1-step-2"),  # of three batches, after the epoch's two steps
-        ("exemplars:3", "task-1-remembering-epoch-1-step-0"),
-        ("evaluation:5", "task-1-finetuning-epoch-1-step-0"),
-    ],
-)
-def test_stops_within_one_step_or_batch(place, stopped_at, tmp_path, undisturbed):
-    job = run([*TINY, *folders(tmp_path)], tmp_path, fault=f"term:{place}")
-    assert job.codes == [75]
-    assert f"stopped at {stopped_at} and saved" in job.said()
-    assert list(states(checkpoints(tmp_path)))[-1] == stopped_at
-    resume(tmp_path)
-    assert_same_results(tmp_path, undisturbed(1))
-
-
 def test_an_evaluation_alone_asked_to_stop(undisturbed):
     folder = undisturbed(1)
     before = kept(folder)
@@ -224,7 +219,7 @@ def test_one_process_hangs(tmp_path):
     assert job.codes == [1, 1]
     assert "rank 0: error: rank 1 gave no answer in time" in job.said(0)
     assert "faults.py" in job.said(1)  # where it hung
-    assert job.seconds < 5 + 10 + 15  # the last for a busy machine: to import, begin, and train four steps
+    assert job.seconds < 5 + 10 + 30  # the last for a busy machine: to import, begin, and train four steps
 
 
 def test_disk_full(tmp_path, undisturbed):
