@@ -44,18 +44,19 @@ else
     where=(--standalone) # a free port of its own
 fi
 
-DYTOX_JOB=$(mktemp -d) # where the processes leave word for this script and for those that are started again
+DYTOX_JOB=$(mktemp -d) # where the processes leave word for this script
 export DYTOX_JOB
 trap 'rm -rf "$DYTOX_JOB"' EXIT
 
-# SIGTERM goes to the processes themselves: torchrun would give them 30 seconds and no more. Before they listen, to torchrun.
+# SIGTERM goes to the processes themselves: torchrun would give them 30 seconds and no more. While none listens, to torchrun.
 asked=
 stop() {
     asked=yes
+    touch "$DYTOX_JOB/stop" # for processes that torchrun is just starting, or will start again
     local pids
     pids=$(cat "$DYTOX_JOB"/pid-* 2>/dev/null | tr '\n' ' ')
     # shellcheck disable=SC2086
-    kill -TERM ${pids:-$launcher} 2>/dev/null
+    { [[ -n $pids ]] && kill -TERM $pids; } 2>/dev/null || kill -TERM "$launcher" 2>/dev/null
 }
 
 set -m # torchrun in a process group of its own: a signal to the whole group reaches it through `stop` alone
@@ -71,7 +72,8 @@ while kill -0 "$launcher" 2>/dev/null; do # a signal woke us up: the run is stil
     wait "$launcher"
     code=$?
 done
-if [[ $code -ne 0 && -s $DYTOX_JOB/exit ]]; then # torchrun itself ends with 1, and with many lines of its own
+if [[ $code -ne 0 && -s $DYTOX_JOB/exit && $DYTOX_JOB/exit -nt $DYTOX_JOB/stop ]]; then
+    # torchrun itself ends with 1, and with many lines of its own
     { read -r code && read -r reason; } <"$DYTOX_JOB/exit"
     echo "$reason" >&2
 elif [[ $code -ne 0 && -n $asked ]]; then

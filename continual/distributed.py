@@ -1,8 +1,10 @@
 """The only room that knows processes: group, reduction, broadcast, failure. Alone, all of it works and does nothing."""
 
 import faulthandler
+import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +24,8 @@ T = TypeVar("T")
 FAREWELL = 3.0  # seconds in which the processes of a job that fails tell each other what they know
 LOST = "lost: "  # how the words of a process begin that knows no more than that
 GRACE = 6.0  # seconds after which a process that does not hear of the failure is ended; above FAREWELL
+
+_agents_store: dist.Store | None = None  # torchrun's key-value store, which outlives the processes that it starts again
 
 
 def start(device: str, *, timeout: float = 1800.0) -> torch.device:
@@ -43,13 +47,13 @@ def start(device: str, *, timeout: float = 1800.0) -> torch.device:
         torch.cuda.set_device(chosen)
         _be_deterministic()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        global _agents_store
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         patience = timedelta(seconds=timeout)
         store, own_rank, size = next(dist.rendezvous("env://", timeout=patience))
-        # torchrun keeps one store while it starts a job again and again, with all that was written before.
-        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        if size > 1:
-            _Notes.of_job = _Notes(store.clone(), own_rank, size)
+        _agents_store = store.clone()
+        store = dist.PrefixStore(f"start {nb_restarts()}", store)
+        _Notes.of_job = _Notes(store.clone(), own_rank, size)
         with _collective():
             dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=patience)
     return chosen
@@ -70,6 +74,25 @@ def stop() -> None:
         if _Notes.of_job:
             _Notes.of_job.ended.set()
         dist.destroy_process_group()
+
+
+def nb_restarts() -> int:
+    """How often torchrun has started this job again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def keep(name: str, word: str) -> None:
+    """Leave a word to the processes that torchrun will start in place of these, should they fail."""
+    if _agents_store is not None:
+        with suppress(RuntimeError):  # torchrun is gone, and will start nothing
+            _agents_store.set(f"kept/{name}", word)
+
+
+def kept(name: str) -> str | None:
+    """The word that earlier processes of this job left; None if there is none, as at the first start or without torchrun."""
+    with _collective():
+        known = _agents_store is not None and _agents_store.check([f"kept/{name}"])
+        return _agents_store.get(f"kept/{name}").decode() if known else None
 
 
 def rank() -> int:
@@ -183,8 +206,9 @@ def main_first(function: Callable[[bool], T]) -> T:
 class StopSignal:
     """SIGTERM asks for a stop after the step or batch under way; a second one asks for the same."""
 
+    requested = False
+
     def __init__(self) -> None:
-        self.requested = False
         signal.signal(signal.SIGTERM, self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
@@ -202,7 +226,7 @@ class _Notes:
     """What processes that end tell each other, through the job's key-value store; and a watch over that.
 
     The watch is a thread: when some process has failed, it lets the others know that this one lives, and ends it if it does
-    not end by itself soon, so that no process that hangs outlives its job.
+    not end by itself soon, so that no process outlives its job: not one that hangs, nor any when torchrun is killed.
     """
 
     of_job: "_Notes | None" = None
@@ -214,20 +238,24 @@ class _Notes:
         threading.Thread(target=self._watch, args=(store.clone(),), daemon=True).start()
 
     def _watch(self, store: dist.Store) -> None:
-        failed_at: float | None = None
-        while not self.ended.wait(0.5):
+        deadline, reachable, hangs = math.inf, True, True
+        while time.monotonic() < deadline:
+            if self.ended.wait(0.5):
+                return
             try:
-                failed = store.check(["failed"])
-                if failed:
+                if reachable and store.check(["failed"]):
+                    deadline = min(deadline, time.monotonic() + GRACE)
                     store.set(f"alive/{self.rank}", "")
                     self._listen(store)
-            except RuntimeError:  # the process that keeps the store is gone
-                failed = True
-            if failed and failed_at is None:
-                failed_at = time.monotonic()
-            if failed_at is not None and time.monotonic() > failed_at + GRACE:
-                faulthandler.dump_traceback()  # where it hangs
-                os._exit(1)
+            except RuntimeError:  # what keeps the store is gone
+                reachable, hangs = False, deadline < math.inf
+                deadline = min(deadline, time.monotonic() + GRACE)
+        if hangs:
+            faulthandler.dump_traceback()  # where
+        else:
+            text = f"rank {self.rank}: error: the launcher or rank 0 was killed; this process ends"
+            print(text, file=sys.stderr, flush=True)
+        os._exit(1)
 
     def _listen(self, store: dist.Store) -> None:
         for other in range(self.size):
@@ -262,7 +290,7 @@ def words_to_say(error: str | None, lost: str = "") -> str | None:
     error: its own; None if all it knows is that it `lost` another process. Every process that fails must call it, once.
     """
     notes = _Notes.of_job
-    if notes is None:
+    if notes is None or notes.size == 1:
         return error if error is not None else f"error: {lost}"
     words, dead = notes.leave(LOST + lost if error is None else error)
     if error is not None:

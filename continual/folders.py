@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from continual import distributed
 from continual.errors import CheckpointError
 from continual.files import write_json
 from continual.options import Options, dump, replace
 from continual.report import run_folder
 
 PLACE = "run.json"
-JOB = "DYTOX_JOB"  # a folder where train.sh and the processes of a job leave each other word: `run`, `exit`, `pid-RANK`
 
 
 @dataclass(frozen=True)
@@ -21,29 +21,22 @@ class Place:
     checkpoints: Path
 
 
-def job_file(name: str) -> Path | None:
-    """A file of the job that train.sh started; None without train.sh."""
-    return Path(os.environ[JOB], name) if os.environ.get(JOB) else None
-
-
 def prepare(options: Options) -> tuple[Options, Place]:
     """Make (or, with `resume`, find) the folders of a run, and keep the options in both.
 
-    A job that was started again goes on with the run it began, so the options may come back changed.
+    A job that torchrun starts again goes on with the run it began, so the options may come back changed.
     Raises OSError if a folder cannot be made, CheckpointError if there is nothing to resume.
     """
-    run, begun = options.run, job_file("run")
-    if begun and begun.exists():
-        options = replace(options, resume=begun.read_text(), start_task=0)
-        return options, reopen(Path(options.run.resume))
+    run, begun = options.run, distributed.kept("run")
+    if begun is not None:
+        return replace(options, resume=begun, start_task=0), reopen(Path(begun))
     if run.resume:
         place = reopen(Path(run.resume))
     else:
         logs = run_folder(run.log_path, options.data.data_set, run.log_category, run.name or "run", today=date.today())
         place = Place(logs.resolve(), (Path(run.output_basedir) / logs.relative_to(run.log_path)).resolve())
         _furnish(place, options)
-    if begun:
-        begun.write_text(str(place.checkpoints))
+    distributed.keep("run", str(place.checkpoints))
     return options, place
 
 

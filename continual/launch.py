@@ -7,24 +7,26 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
-from continual import distributed, folders, series
+from continual import distributed, series
 from continual.errors import CheckpointError, LostProcess, Refused
 from continual.options import Options
 
+JOB = "DYTOX_JOB"  # a folder where train.sh and its processes leave each other word: `pid-RANK`, `stop`, `exit`
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def launch(main: Callable, options: Options) -> int:
     """Run `main`, or a series of it, as one of however many processes there are. Returns the exit code."""
     stop = distributed.StopSignal()
-    if (code := refused_before()) is not None:
-        return code
-    if own := folders.job_file(f"pid-{os.environ.get('LOCAL_RANK', '0')}"):
-        own.write_text(f"{os.getpid()}\n")  # only now: from here on, SIGTERM is heard
+    if os.environ.get(JOB):
+        greet_train_sh(stop)
     try:
         device = distributed.start(options.run.device, timeout=options.run.process_timeout)
-        series.run_all(main, options, device, stop)
+        ended_before = distributed.kept("exit code")
+        if ended_before is None:
+            series.run_all(main, options, device, stop)
         distributed.stop()
     except Refused as refused:
         return _leave(refused.exit_code, f"error: {refused}")
@@ -38,23 +40,23 @@ def launch(main: Callable, options: Options) -> int:
         return _leave(1, traceback.format_exc())
     except Exception:
         return _leave(1, traceback.format_exc())
-    return 0
+    return int(ended_before or 0)  # a job that ended on purpose, and that torchrun starts again, would only end so again
 
 
-def refused_before() -> int | None:
-    """The exit code of a job that torchrun starts again although it ended on purpose: that would only happen again."""
-    path = folders.job_file("exit")
-    if path is None or not path.exists():
-        return None
-    code = int(path.read_text().split()[0])
-    return code if code != 1 else None
+def greet_train_sh(stop: distributed.StopSignal) -> None:
+    """Tell it that SIGTERM is heard from here on, and hear whether it was asked to stop before."""
+    job = Path(os.environ[JOB])
+    (job / f"pid-{os.environ.get('LOCAL_RANK', '0')}").write_text(f"{os.getpid()}\n")
+    stop.requested |= (job / "stop").exists()
 
 
 def _leave(code: int, text: str | None, *, lost: str = "") -> int:
     """Say why, unless another process does; leave the exit code for train.sh; end this process whatever the others do."""
     alone = distributed.nb_processes() == 1
     text = distributed.words_to_say(text, lost)
-    path = folders.job_file("exit")
+    path = Path(os.environ[JOB], "exit") if os.environ.get(JOB) else None
+    if code != 1:
+        distributed.keep("exit code", str(code))
     if text is not None:
         who = "" if alone else f"rank {distributed.rank()}: "
         print(who + text, file=sys.stderr)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from jobs import ROOT, TIMEOUT, TINY, Job, assert_equal, assert_same_results, checkpoints, finish, folders, logs, run, states
+from torch.distributed import TCPStore
 
 from continual import faults
 
@@ -266,6 +267,15 @@ def test_train_sh_asked_to_stop_twice(tmp_path):
     assert said.strip().splitlines()[-1].startswith("rank 0: error: stopped at task-1-training-epoch-")
 
 
+def test_asked_to_stop_while_it_starts_again(tmp_path, undisturbed):
+    """train.sh was, when no process could hear of it: so it leaves a note."""
+    (tmp_path / "stop").touch()
+    job = run([*TINY, *folders(tmp_path)], tmp_path, environment={"DYTOX_JOB": str(tmp_path)})
+    assert job.codes == [75] and "stopped at task-1-training-epoch-1-step-1" in job.said()
+    resume(tmp_path)
+    assert_same_results(tmp_path, undisturbed(1))
+
+
 def test_train_sh_starts_a_failed_job_again(tmp_path, undisturbed):
     """After kill -9 of one process torchrun starts all again, and they go on in the same folder."""
     argv = [*TINY, *folders(tmp_path)]
@@ -276,12 +286,30 @@ def test_train_sh_starts_a_failed_job_again(tmp_path, undisturbed):
     assert_same_results(tmp_path, undisturbed(2))
 
 
-def test_a_job_is_not_started_again_in_vain(tmp_path):
-    """What was refused would be refused again."""
-    (tmp_path / "exit").write_text("5\nerror: the loss is not finite\n")
-    job = run([*TINY, *folders(tmp_path)], tmp_path, environment={"DYTOX_JOB": str(tmp_path)})
-    assert job.codes == [5]
-    assert job.said() == "" and not (tmp_path / "logs").exists()
+@pytest.fixture
+def agent():
+    """What torchrun's agent gives the processes that it starts: a store that outlives them, and its address."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    return [store], {"RANK": "0", "WORLD_SIZE": "1", **place}
+
+
+def test_started_again_without_train_sh(tmp_path, undisturbed, agent):
+    """torchrun --max-restarts repeats the command, which names no folder: the run goes on in the one it began."""
+    argv = [*TINY, *folders(tmp_path)]
+    assert run(argv, tmp_path, environment=agent[1], fault="kill:step:9").codes == [-signal.SIGKILL]
+    job = finish(argv, tmp_path, environment={**agent[1], "TORCHELASTIC_RESTART_COUNT": "1"})
+    assert "resumed from task-2-finetuning" in job.said()
+    assert_same_results(tmp_path, undisturbed(1))
+
+
+def test_the_launcher_killed(tmp_path, agent):
+    argv = [*TINY, *folders(tmp_path), "--no-debug", "--epochs", "1000", "--base-epochs", "1000"]
+    job = Job(argv, tmp_path, environment=agent[1])
+    wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-3-step-0.json")))
+    agent[0].clear()
+    assert job.wait().codes == [1]
+    assert "rank 0: error: the launcher or rank 0 was killed; this process ends\n" in job.said()
 
 
 def test_two_runs_in_one_folder(tmp_path, undisturbed):

@@ -4,8 +4,9 @@ import json
 import shutil
 
 import pytest
+from torch.distributed import HashStore
 
-from continual import folders
+from continual import distributed, folders
 from continual.errors import CheckpointError, OptionsError
 from continual.folders import Place, prepare, prepare_inside, reopen
 from continual.options import parse
@@ -92,9 +93,7 @@ def test_names_lead_nowhere_else(tmp_path, name, key):
 
 
 def test_a_job_started_again_goes_on_with_its_run(tmp_path, monkeypatch):
-    job = tmp_path / "job"
-    job.mkdir()
-    monkeypatch.setenv(folders.JOB, str(job))
+    monkeypatch.setattr(distributed, "_agents_store", HashStore())
     options, place = made(tmp_path)
     assert options.run.resume == ""
     again, found = made(tmp_path)
@@ -103,9 +102,7 @@ def test_a_job_started_again_goes_on_with_its_run(tmp_path, monkeypatch):
 
 def test_a_resumed_job_started_again_forgets_start_task(tmp_path, monkeypatch):
     _, place = made(tmp_path)
-    job = tmp_path / "job"
-    job.mkdir()
-    monkeypatch.setenv(folders.JOB, str(job))
+    monkeypatch.setattr(distributed, "_agents_store", HashStore())
     argv = ["--resume", str(place.checkpoints), "--start-task", "1"]
     assert prepare(parse(argv))[0].run.start_task == 1
     assert prepare(parse(argv))[0].run.start_task == 0

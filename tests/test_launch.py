@@ -5,6 +5,7 @@ import errno
 import pytest
 from jobs import TINY, folders, run
 from made_up import write_image_tree
+from torch.distributed import HashStore
 
 from continual import distributed, launch
 from continual.errors import CheckpointError, DataError, NonFiniteLoss, OptionsError, Preempted, Refused
@@ -62,6 +63,16 @@ def test_what_nobody_expected(error, code, monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said == "interrupted\n" if code == 130 else said.startswith("Traceback")
     assert (tmp_path / "exit").read_text().startswith(f"{code}\n")
+
+
+@pytest.mark.parametrize("error, again", [(Preempted("why"), 75), (NonFiniteLoss("why"), 5), (ValueError("odd"), 0)])
+def test_a_job_is_not_started_again_in_vain(error, again, monkeypatch, tmp_path, capsys):
+    """What was refused would be refused again; another failure may not."""
+    monkeypatch.setattr(distributed, "_agents_store", HashStore())
+    assert launched(monkeypatch, tmp_path, error) == (again or 1)
+    capsys.readouterr()
+    assert launched(monkeypatch, tmp_path, None) == again
+    assert capsys.readouterr().err == ""
 
 
 def test_a_workers_error_is_one_line():
