@@ -51,8 +51,8 @@ trap 'rm -rf "$DYTOX_JOB"' EXIT
 # SIGTERM goes to the processes themselves: torchrun would give them 30 seconds and no more. While none listens, to torchrun.
 asked=
 stop() {
+    [[ -n $asked ]] || touch "$DYTOX_JOB/stop" # for processes that torchrun is just starting, or will start again
     asked=yes
-    touch "$DYTOX_JOB/stop" # for processes that torchrun is just starting, or will start again
     local pids
     pids=$(cat "$DYTOX_JOB"/pid-* 2>/dev/null | tr '\n' ' ')
     # shellcheck disable=SC2086
@@ -72,9 +72,10 @@ while kill -0 "$launcher" 2>/dev/null; do # a signal woke us up: the run is stil
     wait "$launcher"
     code=$?
 done
-if [[ $code -ne 0 && -s $DYTOX_JOB/exit && $DYTOX_JOB/exit -nt $DYTOX_JOB/stop ]]; then
-    # torchrun itself ends with 1, and with many lines of its own
-    { read -r code && read -r reason; } <"$DYTOX_JOB/exit"
+word=$DYTOX_JOB/exit
+[[ -s $word ]] || word=$DYTOX_JOB/silent-exit
+if [[ $code -ne 0 && -s $word && $word -nt $DYTOX_JOB/stop ]]; then # torchrun itself ends with 1, and with many lines of its own
+    { read -r code && read -r reason; } <"$word"
     echo "$reason" >&2
 elif [[ $code -ne 0 && -n $asked ]]; then
     code=75

@@ -13,7 +13,7 @@ from continual import distributed, series
 from continual.errors import CheckpointError, LostProcess, Refused
 from continual.options import Options
 
-JOB = "DYTOX_JOB"  # a folder where train.sh and its processes leave each other word: `pid-RANK`, `stop`, `exit`
+JOB = "DYTOX_JOB"  # a folder where train.sh and its processes leave each other word
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -54,16 +54,16 @@ def _leave(code: int, text: str | None, *, lost: str = "") -> int:
     """Say why, unless another process does; leave the exit code for train.sh; end this process whatever the others do."""
     alone = distributed.nb_processes() == 1
     text = distributed.words_to_say(text, lost)
-    path = Path(os.environ[JOB], "exit") if os.environ.get(JOB) else None
+    job = Path(os.environ[JOB]) if os.environ.get(JOB) else None
     if code != 1:
         distributed.keep("exit code", str(code))
     if text is not None:
         who = "" if alone else f"rank {distributed.rank()}: "
         print(who + text, file=sys.stderr)
-        if path:
-            path.write_text(f"{code}\n{who}{text.strip().splitlines()[-1]}\n")
-    elif path and not path.exists():  # on another machine than the one that speaks
-        path.write_text(f"{code}\nerror: another process of the job says why\n")
+        if job:
+            (job / "exit").write_text(f"{code}\n{who}{text.strip().splitlines()[-1]}\n")
+    elif job:  # counts where nobody says more: on another machine than the one that speaks
+        (job / "silent-exit").write_text(f"{code}\nerror: another process of the job says why\n")
     sys.stdout.flush()
     sys.stderr.flush()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler of a DataLoader would call its workers' end an error

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -237,13 +239,11 @@ def test_disk_full(tmp_path, undisturbed):
     assert_same_results(tmp_path, undisturbed(1))
 
 
-def train_sh(argv, folder, **environment):
-    """train.sh on two processes; its output goes to `folder`/output."""
+def bash(argv, folder, **environment):
+    """A script, such as train.sh; its output goes to `folder`/output."""
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
     with open(folder / "output", "a") as output:
-        return subprocess.Popen(
-            ["bash", str(ROOT / "train.sh"), "cpu:2", *argv], stdout=output, stderr=output, env=environment, cwd=ROOT
-        )
+        return subprocess.Popen(["bash", *argv], stdout=output, stderr=output, env=environment, cwd=ROOT)
 
 
 def wait_for(condition, pause=0.05):
@@ -253,18 +253,27 @@ def wait_for(condition, pause=0.05):
         time.sleep(pause)
 
 
-def test_train_sh_asked_to_stop_twice(tmp_path):
-    """The launcher itself: every process saves, and the exit code says so."""
-    argv = [*TINY, *folders(tmp_path), "--no-debug", "--epochs", "1000", "--base-epochs", "1000"]
-    script = train_sh(argv, tmp_path)
-    wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-3-step-0.json")))
-    script.send_signal(signal.SIGTERM)
-    script.send_signal(signal.SIGTERM)
-    code = script.wait(TIMEOUT)
-    said = (tmp_path / "output").read_text()
-    assert code == 75, said
-    assert status(tmp_path)["status"] == "preempted"
-    assert said.strip().splitlines()[-1].startswith("rank 0: error: stopped at task-1-training-epoch-")
+def test_the_slurm_job_of_the_readme(tmp_path):
+    """Asked to stop, twice, it saves on every process and has itself queued again; then it goes on."""
+    text = (ROOT / "README.md").read_text()
+    (script,) = re.findall(r"```bash\n(#!/usr/bin/env bash\n#SBATCH.*?)```", text, flags=re.DOTALL)
+    options = shlex.join([*TINY, "--no-debug", "--epochs", "1000", "--base-epochs", "1000"])
+    script = script.replace("train.sh 0,1", "train.sh cpu:2").replace("--name dytox", f"{options} --name dytox")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/sh\necho $* >> {tmp_path}/scontrol\n")
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": str(tmp_path), "SLURM_JOB_ID": "7"}
+    said = (tmp_path / "output").read_text
+    for begun in (lambda: list(tmp_path.glob("runs/**/*epoch-3-step-0.json")), lambda: "\nresumed from task-1-" in said()):
+        job = bash(["-c", script], tmp_path, **environment)
+        wait_for(begun)
+        job.send_signal(signal.SIGTERM)
+        for child in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGTERM)
+        job.wait(TIMEOUT)
+        assert said().strip().splitlines()[-1].startswith("rank 0: error: stopped at task-1-training-epoch-"), said()
+    assert (tmp_path / "scontrol").read_text() == "requeue 7\n" * 2
 
 
 def test_asked_to_stop_while_it_starts_again(tmp_path, undisturbed):
@@ -278,8 +287,8 @@ def test_asked_to_stop_while_it_starts_again(tmp_path, undisturbed):
 
 def test_train_sh_starts_a_failed_job_again(tmp_path, undisturbed):
     """After kill -9 of one process torchrun starts all again, and they go on in the same folder."""
-    argv = [*TINY, *folders(tmp_path)]
-    code = train_sh(argv, tmp_path, MAX_RESTARTS="1", DYTOX_FAULT="kill:step:9:rank1").wait(TIMEOUT)
+    argv = ["train.sh", "cpu:2", *TINY, *folders(tmp_path)]
+    code = bash(argv, tmp_path, MAX_RESTARTS="1", DYTOX_FAULT="kill:step:9:rank1").wait(TIMEOUT)
     said = (tmp_path / "output").read_text()
     assert code == 0, said
     assert "resumed from task-2-finetuning" in said
