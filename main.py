@@ -104,8 +104,8 @@ def learn_task(run: Run, exp: Experiment, task: Task) -> None:
     if run.position.stage == REMEMBERING:
         remember(run, exp, task, new_images)
         run.move(stage=FINETUNING, epoch=0, step=0)
-        save(run, exp, task)
-        stop_if_asked(run, exp, task, saved=True)
+        save_if_due(run, exp, task, epoch_done=True)
+        stop_if_asked(run, exp, task)
 
     faults.reach("finetuning")
     if recipe.finetunes(options, task, exp.benchmark.nb_classes):

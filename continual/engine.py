@@ -23,7 +23,7 @@ from continual.errors import NonFiniteLoss
 from continual.losses import Objective
 from continual.metrics import Scores
 from continual.mixing import Mixing
-from continual.optim import Sam, trained
+from continual.optim import Sam, gradient_norm, trained
 from continual.randomness import seed_of
 from continual.samplers import StepSampler
 from continual.tasks import Task
@@ -166,11 +166,12 @@ def train_one_epoch(
         second = memory if climbs and beside and beside.sam_second else main
 
         losses = backward(model, objective, first, loading=loading, key=(*key, step))
-        stop_if_not_finite(losses, where=f"epoch {sampler.epoch + 1}, step {step + 1}")
+        where = f"epoch {sampler.epoch + 1}, step {step + 1}"
+        stop_if_not_finite(losses, model, where)
         if climbs:
             sam.perturb()
             perturbed = backward(model, objective, second, loading=loading, key=(*key, step, "sam"))
-            stop_if_not_finite(perturbed, where=f"epoch {sampler.epoch + 1}, step {step + 1}, at SAM's perturbed point")
+            stop_if_not_finite(perturbed, model, f"{where}, at SAM's perturbed point")
             sam.restore()
         elif sam is not None:
             sam.reuse()
@@ -188,7 +189,7 @@ def backward(
     """Add up the gradients of the process's batches, then average over processes. Returns the losses of all, so weighed.
 
     Every pass seeds the model's random draws with its own key, so that they do not depend on which process carries it.
-    Whether the losses are finite is the caller's to look at.
+    Whether they are finite is the caller's to look at.
     """
     mean: dict[str, Tensor] = {}
     for replica, name, images, targets, weight in batches:
@@ -205,11 +206,13 @@ def backward(
     return dict(zip(mean, together, strict=True))
 
 
-def stop_if_not_finite(losses: dict[str, Tensor], where: str) -> None:
-    """Raise NonFiniteLoss if a loss, the same number on every process, is NaN or infinite."""
-    if not math.isfinite(float(losses["total"])):
-        named = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
-        raise NonFiniteLoss(f"the loss is not finite at {where}: {named}")
+def stop_if_not_finite(losses: dict[str, Tensor], model: nn.Module, where: str) -> None:
+    """Raise NonFiniteLoss if the loss or its gradient, the same on every process, is NaN or infinite."""
+    if math.isfinite(float(losses["total"] + gradient_norm(trained(model)))):
+        return
+    what = "gradient" if math.isfinite(float(losses["total"])) else "loss"
+    named = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+    raise NonFiniteLoss(f"the {what} is not finite at {where}: {named}")
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class CheckpointError(Refused):
 
 
 class NonFiniteLoss(Refused):
-    """A loss became NaN or infinite; raised on every process at the same step, before the update."""
+    """A loss or its gradient became NaN or infinite; raised on every process at the same step, before the update."""
 
     exit_code = 5
 

@@ -88,7 +88,7 @@ class Schedule:
 def gradient_norm(parameters: Iterable[nn.Parameter], *, adaptive: bool = False) -> Tensor:
     """Euclidean norm of the gradient of all parameters together; adaptive: of |p| * g."""
     gradients = [p.grad * p.detach().abs() if adaptive else p.grad for p in parameters if p.grad is not None]
-    return torch.stack([g.norm() for g in gradients]).norm()
+    return nn.utils.get_total_norm(gradients)
 
 
 class Sam:
@@ -146,7 +146,7 @@ class Sam:
     def reuse(self) -> None:
         """A step of LookSAM without the second gradient: add what the last one taught."""
         moved = [p for p in self.parameters if p.grad is not None]
-        length = torch.stack([g.norm() for g in self.orthogonal]).norm()
+        length = nn.utils.get_total_norm(self.orthogonal)
         scale = self.look_alpha * gradient_norm(moved) / (length + 1e-12)
         for p, g in zip(moved, self.orthogonal, strict=True):
             p.grad.add_(scale * g)

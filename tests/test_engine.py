@@ -166,6 +166,20 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
     assert torch.equal(weights(model), before) and torch.isfinite(before).all()
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_update():
+    """The loss of the next step would show it, but by then a checkpoint may hold it."""
+    model = dytox()
+
+    def criterion(logits: Tensor, targets: Tensor) -> Tensor:
+        return binary_cross_entropy(logits, targets) + (logits - logits).sum().sqrt()  # 0, with an infinite slope
+
+    objective = Objective(model, criterion, task=TASKS[1])
+    before = weights(model)
+    with pytest.raises(NonFiniteLoss, match=r"the gradient is not finite at epoch 1, step 1: clf 0\.\d+, total 0\.\d+$"):
+        next(train_one_epoch(model, CPU.loader(images(16), sampler_of(16)), objective, sgd(model), loading=CPU))
+    assert torch.equal(weights(model), before)
+
+
 def test_a_loss_that_is_not_finite_where_sam_looks_stops_too():
     model = dytox()
     nb_calls = []
