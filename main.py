@@ -10,48 +10,24 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 
-from continual import distributed, engine, faults, folders, models, optim, recipe, rehearsal, transforms
+from continual import distributed, engine, faults, folders, models, optim, recipe, rehearsal
 from continual.baseline import class_means, nearest_mean_scores
-from continual.checkpoint import Store, as_identity, refuse_another
-from continual.datasets import Benchmark, Images, Samples
+from continual.datasets import Samples
 from continual.dytox import Outputs, freeze
-from continual.errors import CheckpointError, Preempted
+from continual.experiment import Experiment, prepare
 from continual.launch import launch
 from continual.mixing import mixing
 from continual.optim import Schedule
 from continual.randomness import seed_of, seeded
-from continual.report import Report, read_summary
+from continual.report import Report
 from continual.run import Progress, Run
 from continual.samplers import StepSampler
 from continual.tasks import FINETUNING, REMEMBERING, TRAINING, Phase, Task
-
-
-@dataclass
-class Experiment:
-    """What stays the same throughout one run."""
-
-    options: Options
-    benchmark: Benchmark
-    tasks: tuple[Task, ...]
-    replicas: int
-    loading: engine.Loading
-    store: Store
-    stop: distributed.StopSignal
-    augmented: transforms.Transform
-    plain: transforms.Transform
-
-    def images(self, samples: Samples, *, augment: bool) -> Images:
-        return Images(samples, self.augmented if augment else self.plain, root=self.benchmark.root)
-
-    def key(self, *parts: int | str) -> tuple:
-        """The start of the key of every random draw; see continual/randomness.py."""
-        return (self.options.run.seed, *parts)
 
 
 def main(options: Options, place: folders.Place, device: torch.device, stop: distributed.StopSignal) -> dict:
@@ -59,18 +35,18 @@ def main(options: Options, place: folders.Place, device: torch.device, stop: dis
     exp = prepare(options, place, device, stop)
     writes = distributed.is_main() and not options.run.eval
     report = Report(place.logs if writes else None, nb_tasks=len(exp.tasks), console=distributed.is_main())
-    if summary := distributed.on_main(partial(summary_of_finished, exp, place)):
+    if summary := distributed.on_main(partial(exp.summary_of_finished, place)):
         report.say(f"this run is finished, there is nothing left to do; its figures are in {place.logs}")
         return summary
     with report.watched():
         memory = recipe.memory(options.rehearsal, exp.benchmark.nb_classes, exp.replicas)
         with seeded(*exp.key("model")):
             run = Run(partial(models.build, options), memory, report, device)
-        report.say(greeting(exp, place, memory))
+        report.say(exp.greeting(place, memory))
         if options.run.resume:
-            resume(run, exp)
+            exp.resume(run)
         else:
-            save(run, exp, exp.tasks[0])
+            exp.save(run, exp.tasks[0])
         if options.run.eval:
             return evaluate(run, exp, recipe.newest_task(exp.tasks, run.model))
         for task in exp.tasks[run.position.task :]:
@@ -104,8 +80,8 @@ def learn_task(run: Run, exp: Experiment, task: Task) -> None:
     if run.position.stage == REMEMBERING:
         remember(run, exp, task, new_images)
         run.move(stage=FINETUNING, epoch=0, step=0)
-        save_if_due(run, exp, task, epoch_done=True)
-        stop_if_asked(run, exp, task)
+        exp.save_if_due(run, task, epoch_done=True)
+        exp.stop_if_asked(run, task)
 
     faults.reach("finetuning")
     if recipe.finetunes(options, task, exp.benchmark.nb_classes):
@@ -117,44 +93,10 @@ def learn_task(run: Run, exp: Experiment, task: Task) -> None:
     evaluate(run, exp, task, final=True)
     faults.reach("task change")
     run.move(task=task.index + 1, stage=TRAINING, epoch=0, step=0)
-    save(run, exp, task, finished=True)
+    exp.save(run, task, finished=True)
     faults.reach("end")
     if task is not exp.tasks[-1]:
-        stop_if_asked(run, exp, task, saved=True)
-
-
-def prepare(options: Options, place: folders.Place, device: torch.device, stop: distributed.StopSignal) -> Experiment:
-    """Benchmark, transforms and checkpoint folder. With several processes one downloads while the others wait."""
-    store = Store(place.checkpoints, keep=options.run.keep_checkpoints, keep_tasks=options.run.keep_task_checkpoints)
-    if not options.run.eval:
-        distributed.on_main(store.lock)
-
-    load = partial(recipe.benchmark, options.data, seed=options.run.seed, class_order=options.data.class_orders()[0])
-    benchmark = distributed.main_first(lambda first: load(download=first))
-    replicas = options.optim.replicas or distributed.nb_processes()
-    distributed.replicas_of_this_process(replicas)  # refused if the processes do not divide them
-    augment = options.augment
-    side = {"input_size": options.model.input_size, "mean": benchmark.mean, "std": benchmark.std}
-    return Experiment(
-        options=options,
-        benchmark=benchmark,
-        tasks=benchmark.tasks[: options.run.max_task],
-        replicas=replicas,
-        loading=engine.Loading(device, options.data.num_workers, options.data.pin_mem, amp=not options.optim.no_amp),
-        store=store,
-        stop=stop,
-        augmented=transforms.train_transform(
-            **side,
-            aa=augment.aa,
-            color_jitter=augment.color_jitter,
-            hflip=augment.hflip,
-            interpolation=augment.train_interpolation,
-            reprob=augment.reprob,
-            remode=augment.remode,
-            recount=augment.recount,
-        ),
-        plain=transforms.test_transform(**side),
-    )
+        exp.stop_if_asked(run, task, saved=True)
 
 
 def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Samples | None) -> None:
@@ -207,8 +149,8 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
                 sums.add(losses)
                 bar.step(nb_images * distributed.nb_processes(), sums.means)
                 run.move(step=run.position.step + 1)
-                stop_if_asked(run, exp, task)
-                save_if_due(run, exp, task)
+                exp.stop_if_asked(run, task)
+                exp.save_if_due(run, task)
 
         run.last = {"epoch": epoch, "phase": phase.name, "lr": optimizer.param_groups[0]["lr"], "losses": sums.means()}
         if options.run.eval_every and (epoch + 1) % options.run.eval_every == 0 and epoch + 1 < phase.epochs:
@@ -216,7 +158,7 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
         if schedule is not None:
             schedule.step(epoch, run.last["losses"]["total"])
         run.move(epoch=epoch + 1, step=0)
-        save_if_due(run, exp, task, epoch_done=True)
+        exp.save_if_due(run, task, epoch_done=True)
 
 
 def remember(run: Run, exp: Experiment, task: Task, new_images: Samples) -> None:
@@ -255,7 +197,7 @@ def embeddings(run: Run, exp: Experiment, task: Task, samples: Samples, kind: st
         loading=exp.loading,
         batch_size=exp.options.data.eval_batch_size,
         key=key,
-        between=partial(stop_if_asked, run, exp, task),
+        between=partial(exp.stop_if_asked, run, task),
     )
     return features[:, -1] if kind == "token" else features.reshape(len(features), -1)
 
@@ -271,7 +213,7 @@ def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> d
         batch_size=exp.options.data.eval_batch_size,
         spread=exp.options.run.dist_eval,
         score=nearest_mean(run, exp, task) if by_means else Outputs.scores,
-        between=partial(stop_if_asked, run, exp, task),
+        between=partial(exp.stop_if_asked, run, task),
     )
     if exp.options.run.eval:
         return run.report.show(scores, task=task)
@@ -297,111 +239,12 @@ def nearest_mean(run: Run, exp: Experiment, task: Task) -> Callable[[Outputs], t
         loading=exp.loading,
         batch_size=exp.options.data.eval_batch_size,
         key=(),
-        between=partial(stop_if_asked, run, exp, task),
+        between=partial(exp.stop_if_asked, run, task),
     )
     device = exp.loading.device
     labels = torch.from_numpy(exemplars.y).to(device)
     flat = torch.from_numpy(features.reshape(len(features), -1)).float().to(device)
     return partial(nearest_mean_scores, means=class_means(flat, labels, task.nb_seen))
-
-
-def save(run: Run, exp: Experiment, task: Task, *, finished: bool = False) -> None:
-    """Write a checkpoint, on the main process."""
-    if not distributed.is_main():
-        return
-    name = f"task-{task.index + 1}-finished" if finished else str(run.position)
-    exp.store.save(
-        run.state_dict(),
-        name=name,
-        identity=identify(exp),
-        task=task.index,
-        finished_task=finished,
-        seconds=run.seconds(),
-    )
-
-
-def save_if_due(run: Run, exp: Experiment, task: Task, *, epoch_done: bool = False) -> None:
-    """Every `save_every_epoch` epochs; without it by the clock, after any step, so that a few minutes are lost at most."""
-    every = exp.options.run.save_every_epoch
-    due = epoch_done and run.position.epoch % every == 0 if every else exp.store.due(exp.options.run.save_every_minutes)
-    if due:
-        save(run, exp, task)
-
-
-def stop_if_asked(run: Run, exp: Experiment, task: Task, *, saved: bool = False) -> None:
-    """If any process was asked to stop: save where we are, unless that is `saved`, and leave. Raises Preempted.
-
-    After every step, evaluated batch and phase; all processes must call it together.
-    """
-    if not exp.stop.agreed():
-        return
-    if exp.options.run.eval:
-        raise Preempted("stopped before the evaluation was done")
-    if not saved:
-        save(run, exp, task)
-    distributed.barrier()
-    raise Preempted(f"stopped at {run.position} and saved; continue with --resume {exp.store.folder}")
-
-
-def identify(exp: Experiment) -> dict:
-    """What must be the same for a checkpoint to be of this run."""
-    return {
-        **as_identity(exp.options),
-        "replicas": exp.replicas,
-        "class_order": list(exp.benchmark.class_order),
-        "classes_per_task": [task.nb_new for task in exp.benchmark.tasks],
-    }
-
-
-def resume(run: Run, exp: Experiment) -> None:
-    """Go on from the newest valid checkpoint, or from the end of task `start_task` - 1.
-
-    A run that ended before its first checkpoint begins again.
-    """
-    options = exp.options.run
-    load = partial(exp.store.load, start_task=options.start_task, say=run.report.say)
-    state, manifest = distributed.on_main(load)
-    if state is None and options.eval:
-        raise CheckpointError(f"{exp.store.folder}: there is no checkpoint yet to evaluate")
-    if state is None:
-        run.report.say("this run ended before its first checkpoint: it begins from the start")
-        save(run, exp, exp.tasks[0])
-        return
-    refuse_another(manifest["identity"], identify(exp), anyway=options.resume_anyway)
-    run.load_state_dict(state, seconds=manifest["seconds"])
-    run.report.say(f"resumed from {manifest['name']}: {run.position}")
-    if options.start_task and not options.eval:
-        save(run, exp, exp.benchmark.tasks[options.start_task - 1], finished=True)  # from now on the newest
-
-
-def summary_of_finished(exp: Experiment, place: folders.Place) -> dict | None:
-    """The summary of a run that is resumed although it has learned all its tasks; None for any other."""
-    options, stored = exp.options.run, exp.store.stored()
-    if not options.resume or options.eval or options.start_task or not stored:
-        return None
-    last = stored[-1].manifest
-    if not (last["finished_task"] and last["task"] + 1 >= len(exp.tasks)):
-        return None
-    refuse_another(last["identity"], identify(exp), anyway=options.resume_anyway)
-    return read_summary(place.logs)
-
-
-def greeting(exp: Experiment, place: folders.Place, memory: rehearsal.Memory) -> str:
-    """The first words of a run: what it learns, how, and where it leaves things."""
-    sizes = [task.nb_new for task in exp.tasks]
-    return "\n".join(
-        [
-            f"{exp.benchmark.name}: {sum(sizes)} classes in {len(sizes)} tasks ({recipe.in_short(sizes)}), "
-            f"{len(exp.benchmark.train_samples.y)} training and {len(exp.benchmark.test_samples.y)} test images"
-            + (f", {exp.benchmark.nb_skipped} unreadable files left out" if exp.benchmark.nb_skipped else ""),
-            f"{exp.replicas} replica(s) on {distributed.nb_processes()} process(es), {exp.loading.device}, "
-            + ("bfloat16 autocast" if exp.loading.amp else "float32"),
-            f"memory of {memory.memory_size} exemplars"
-            + (f", {memory.memory_size // memory.nb_replicas} for each replica" if memory.nb_replicas > 1 else ""),
-            f"logs        {place.logs}",
-            f"checkpoints {place.checkpoints}",
-        ]
-    )
 
 
 if __name__ == "__main__":

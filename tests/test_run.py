@@ -1,151 +1,107 @@
-"""Resuming: what it continues, what it refuses, and what it leaves alone."""
+"""The state of a run: all of it, in a form that can be loaded without executing anything."""
 
-import json
-import shutil
+import io
 
+import numpy as np
 import pytest
 import torch
-from jobs import THREE_TASKS, assert_equal, assert_same_results, checkpoints, finish, folders, logs, run, states
+from jobs import assert_equal
+from torch import nn
 
-from continual import checkpoint
-from continual.run import Position
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("done")
-    finish([*THREE_TASKS, *folders(folder)], folder)
-    return folder
+from continual.errors import CheckpointError
+from continual.rehearsal import Memory
+from continual.report import Report
+from continual.run import Position, Run, load_memory, memory_state
+from continual.tasks import Task
 
 
-@pytest.fixture
-def copy(done, tmp_path):
-    """A run that is done, moved elsewhere."""
-    shutil.copytree(done, tmp_path / "moved")
-    return tmp_path / "moved"
+def stored(state):
+    """What a checkpoint gives back."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
 
 
-def test_states_hold_no_times(done):
-    """So equal runs have equal states; the manifests know the times."""
-    assert all("seconds" not in state for state in states(checkpoints(done)).values())
-    times = [json.loads(path.read_text())["seconds"] for path in sorted(checkpoints(done).glob("0*.json"))]
-    assert times == sorted(times) and times[-1] > 0
-    summary = json.loads((logs(done) / "summary.json").read_text())
-    assert 0 < summary["time_saving"] < summary["time"]
-
-
-@pytest.mark.parametrize("start", [1, 2])
-def test_start_task(start, copy, done):
-    finish(["--resume", str(checkpoints(copy)), "--start-task", str(start)], copy)
-    assert_same_results(copy, done)
-
-
-def test_start_task_counts_even_if_killed_at_once(copy, done):
-    """A resume after it goes on from that task, not from the end of the run that was there before."""
-    job = run(["--resume", str(checkpoints(copy)), "--start-task", "1"], copy, fault="kill:step:1")
-    assert job.codes == [-9]
-    job = finish(["--resume", str(checkpoints(copy))], copy)
-    assert "resumed from task-1-finished" in job.said()
-    assert_same_results(copy, done)
-
-
-def test_start_task_without_its_checkpoint(copy):
-    job = run(["--resume", str(checkpoints(copy)), "--start-task", "4", "--max-task", "5"], copy)
-    assert job.codes == [4] and "no valid checkpoint of the end of task 3 (--start-task 4)" in job.said()
+def ragged(*shapes):
+    images = np.empty(len(shapes), dtype=object)
+    for i, shape in enumerate(shapes):
+        images[i] = np.full(shape, i, dtype=np.uint8)
+    return images
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "x",
     [
-        (["--increment", "4"], "increment was 2, is 4"),
-        (["--class-order", *"1023456789"], "class_order was [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], is [1, 0, 2"),
-        (["--embed-dim", "32"], "embed_dim was 16, is 32"),
-        (["--replicas", "4"], "replicas was 2, is 4"),
+        np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3),
+        ragged((2, 5, 3), (4, 4), (3, 1, 1)),
+        ragged((2, 2), (2, 2), (2, 2)),
+        np.array(["train/é/a.jpg", "train/" + 300 * "b", "c"]),
     ],
+    ids=["one size", "many sizes", "many sizes that are one", "paths"],
 )
-def test_another_experiment_is_refused(change, told, done):
-    before = {path: path.stat().st_mtime_ns for path in checkpoints(done).iterdir()}
-    job = run(["--resume", str(checkpoints(done)), *change], done)
-    assert job.codes == [4], job.said()
-    last = job.said().strip().splitlines()[-1]
-    assert last.startswith("error: the checkpoint is of another experiment: ") and told in last
-    assert {path: path.stat().st_mtime_ns for path in checkpoints(done).iterdir()} == before
+def test_exemplars_come_back(x):
+    memory, again = Memory(9, nb_replicas=2), Memory(9, nb_replicas=2)
+    memory.add(x[:2], np.array([1, 0]), np.array([0, 0]), replica=1)
+    memory.add(x[2:], np.array([1]), np.array([0]), replica=0)
+    load_memory(again, stored(memory_state(memory)))
+    assert again.x.dtype == memory.x.dtype and len(again) == 3
+    for ours, theirs in zip(again.x, memory.x, strict=True):
+        assert np.array_equal(ours, theirs) and np.shape(ours) == np.shape(theirs)
+    for name in ("y", "t", "replica"):
+        assert np.array_equal(getattr(again, name), getattr(memory, name))
+    again.add(x[:1], np.array([2]), np.array([1]))
+    assert len(again) == 4
 
 
-def test_another_experiment_if_one_insists(copy):
-    (newest,) = checkpoints(copy).glob("*task-3-finished.json")
-    newest.unlink()
-    job = finish(["--resume", str(checkpoints(copy)), "--lr", "1e-3", "--resume-anyway"], copy)
-    assert "resumed from" in job.said()
+def test_an_empty_memory_comes_back():
+    memory = Memory(9)
+    load_memory(memory, stored(memory_state(Memory(9))))
+    assert memory.x is None and len(memory) == 0
 
 
-def test_another_model_even_if_one_insists(copy):
-    job = run(["--resume", str(checkpoints(copy)), "--embed-dim", "32", "--resume-anyway", "--start-task", "1"], copy)
-    assert job.codes == [4]
-    assert "error: the weights of the checkpoint are of another model: " in job.said()
-    assert "Traceback" not in job.said()
+class Growing(nn.Module):
+    def __init__(self, width=3):
+        super().__init__()
+        self.classes, self.layers, self.width = [], nn.ModuleList(), width
+
+    def add_task(self, nb_new):
+        self.classes.append(nb_new)
+        self.layers.append(nn.Linear(self.width, nb_new))
 
 
-def test_falls_back_to_the_newest_valid_one(copy, done):
-    payloads = sorted(checkpoints(copy).glob("0*.pt"))
-    payloads[-1].write_bytes(payloads[-1].read_bytes()[:-1])
-    payloads[-2].unlink()
-    manifest = payloads[-3].with_suffix(".json")
-    manifest.write_text(manifest.read_text().replace("0", "1", 1))
-    (logs(copy) / "summary.json").unlink()
-    job = finish(["--resume", str(checkpoints(copy))], copy)
-    for path, why in zip(payloads[-3:], ["the manifest of", "", "is damaged (its SHA-256 does not fit)"], strict=True):
-        assert not why or any(path.name in line and why in line for line in job.said().splitlines() if "warning" in line)
-    assert f"resumed from {json.loads(payloads[-4].with_suffix('.json').read_text())['name']}" in job.said()
-    assert_same_results(copy, done)
+def run_of(build=Growing):
+    return Run(build, Memory(0), Report(None, nb_tasks=3, console=False), torch.device("cpu"))
 
 
-def test_never_afresh_in_silence(copy):
-    for path in checkpoints(copy).glob("0*"):
-        path.unlink()
-    job = run(["--resume", str(checkpoints(copy))], copy)
-    assert job.codes == [4]
-    assert "no valid checkpoint to resume from" in job.said()
+def test_a_task_is_begun_once():
+    run = run_of()
+    run.begin(Task(0, 0, 2))
+    assert run.teacher is None and run.model.classes == [2]
+    run.begin(Task(1, 2, 4))
+    assert run.teacher.classes == [2] and run.model.classes == [2, 4]
+    assert not run.teacher.training and not any(p.requires_grad for p in run.teacher.parameters())
+    teacher, weights = run.teacher, run.model.state_dict()
+    run.begin(Task(1, 2, 4))
+    assert run.teacher is teacher
+    assert_equal(run.model.state_dict(), weights)
 
 
-def test_a_strangers_checkpoint(copy, tmp_path, monkeypatch):
-    """A sealed checkpoint that would run a command when it is unpickled."""
-    trap = tmp_path / "executed"
-
-    class Payload:
-        def __reduce__(self):
-            import os
-
-            return os.mkdir, (str(trap),)
-
-    folder = checkpoints(copy)
-    identity = json.loads(next(folder.glob("0*.json")).read_text())["identity"]
-    for path in folder.glob("0*"):
-        path.unlink()
-    store = checkpoint.Store(folder)
-    monkeypatch.setattr(store, "stored", lambda *_: [])
-    torch.manual_seed(0)
-    store.save({"model": Payload()}, name="x", identity=identity, task=0, finished_task=False)
-    job = run(["--resume", str(folder)], copy)
-    assert job.codes == [4] and "holds more than tensors and plain values" in job.said()
-    assert not trap.exists()
+def test_model_and_teacher_come_back():
+    run, again = run_of(), run_of()
+    for task in (Task(0, 0, 2), Task(1, 2, 4)):
+        run.begin(task)
+    run.move(task=1, epoch=3, step=2)
+    again.load_state_dict(stored(run.state_dict()), seconds=5.0)
+    assert_equal(again.state_dict(), run.state_dict())
+    assert again.position == Position(1, "training", 3, 2) and again.seconds() >= 5.0
+    assert not again.teacher.training and not any(p.requires_grad for p in again.teacher.parameters())
 
 
-def test_evaluation_only_writes_nothing(copy):
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    job = finish(["--resume", str(checkpoints(copy)), "--eval", "--start-task", "1"], copy)
-    assert "Task 1/3, 2 classes seen" in job.said()
-    finish(["--resume", str(logs(copy)), "--eval"], copy)
-    now = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path not in job.outputs}
-    assert {path: content for path, content in now.items() if path in before} == before
-    assert not [path for path in set(now) - set(before) if "output-" not in path.name]
-
-
-def test_more_tasks_than_before(tmp_path, done):
-    finish([*THREE_TASKS, *folders(tmp_path), "--max-task", "2"], tmp_path)
-    finish(["--resume", str(checkpoints(tmp_path)), "--max-task", "3"], tmp_path)
-    wanted = states(checkpoints(done))
-    assert_equal({name: states(checkpoints(tmp_path))[name] for name in wanted}, wanted)
+def test_weights_of_another_model_are_refused():
+    run = run_of()
+    run.begin(Task(0, 0, 2))
+    with pytest.raises(CheckpointError, match=r"the weights of the checkpoint are of another model: .*size mismatch"):
+        run_of(lambda: Growing(width=5)).load_state_dict(stored(run.state_dict()))
 
 
 def test_position():

@@ -1,0 +1,166 @@
+"""What surrounds a Run and stays the same throughout: options, tasks, images, checkpoints, and the signal to stop.
+
+Made once by `prepare`; and here, too, the moments at which a Run is saved, stopped and resumed.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from continual import distributed, engine, folders, recipe, rehearsal, transforms
+from continual.checkpoint import Store, as_identity, refuse_another
+from continual.datasets import Benchmark, Images, Samples
+from continual.errors import CheckpointError, Preempted
+from continual.options import Options
+from continual.report import read_summary
+from continual.run import Run
+from continual.tasks import Task
+
+
+@dataclass
+class Experiment:
+    """What stays the same throughout one run."""
+
+    options: Options
+    benchmark: Benchmark
+    tasks: tuple[Task, ...]
+    replicas: int
+    loading: engine.Loading
+    store: Store
+    stop: distributed.StopSignal
+    augmented: transforms.Transform
+    plain: transforms.Transform
+
+    def images(self, samples: Samples, *, augment: bool) -> Images:
+        return Images(samples, self.augmented if augment else self.plain, root=self.benchmark.root)
+
+    def key(self, *parts: int | str) -> tuple:
+        """The start of the key of every random draw; see continual/randomness.py."""
+        return (self.options.run.seed, *parts)
+
+    def greeting(self, place: folders.Place, memory: rehearsal.Memory) -> str:
+        """The first words of a run: what it learns, how, and where it leaves things."""
+        sizes = [task.nb_new for task in self.tasks]
+        return "\n".join(
+            [
+                f"{self.benchmark.name}: {sum(sizes)} classes in {len(sizes)} tasks ({recipe.in_short(sizes)}), "
+                f"{len(self.benchmark.train_samples.y)} training and {len(self.benchmark.test_samples.y)} test images"
+                + (f", {self.benchmark.nb_skipped} unreadable files left out" if self.benchmark.nb_skipped else ""),
+                f"{self.replicas} replica(s) on {distributed.nb_processes()} process(es), {self.loading.device}, "
+                + ("bfloat16 autocast" if self.loading.amp else "float32"),
+                f"memory of {memory.memory_size} exemplars"
+                + (f", {memory.memory_size // memory.nb_replicas} for each replica" if memory.nb_replicas > 1 else ""),
+                f"logs        {place.logs}",
+                f"checkpoints {place.checkpoints}",
+            ]
+        )
+
+    def identity(self) -> dict:
+        """What must be the same for a checkpoint to be of this run."""
+        return {
+            **as_identity(self.options),
+            "replicas": self.replicas,
+            "class_order": list(self.benchmark.class_order),
+            "classes_per_task": [task.nb_new for task in self.benchmark.tasks],
+        }
+
+    def save(self, run: Run, task: Task, *, finished: bool = False) -> None:
+        """Write a checkpoint, on the main process."""
+        if not distributed.is_main():
+            return
+        name = f"task-{task.index + 1}-finished" if finished else str(run.position)
+        self.store.save(
+            run.state_dict(),
+            name=name,
+            identity=self.identity(),
+            task=task.index,
+            finished_task=finished,
+            seconds=run.seconds(),
+        )
+
+    def save_if_due(self, run: Run, task: Task, *, epoch_done: bool = False) -> None:
+        """Every `save_every_epoch` epochs; without it by the clock, after any step, so that a few minutes are lost at most."""
+        every = self.options.run.save_every_epoch
+        due = epoch_done and run.position.epoch % every == 0 if every else self.store.due(self.options.run.save_every_minutes)
+        if due:
+            self.save(run, task)
+
+    def stop_if_asked(self, run: Run, task: Task, *, saved: bool = False) -> None:
+        """If any process was asked to stop: save where we are, unless that is `saved`, and leave. Raises Preempted.
+
+        After every step, evaluated batch and phase; all processes must call it together.
+        """
+        if not self.stop.agreed():
+            return
+        if self.options.run.eval:
+            raise Preempted("stopped before the evaluation was done")
+        if not saved:
+            self.save(run, task)
+        distributed.barrier()
+        raise Preempted(f"stopped at {run.position} and saved; continue with --resume {self.store.folder}")
+
+    def resume(self, run: Run) -> None:
+        """Go on from the newest valid checkpoint, or from the end of task `start_task` - 1.
+
+        A run that ended before its first checkpoint begins again.
+        """
+        options = self.options.run
+        load = partial(self.store.load, start_task=options.start_task, say=run.report.say)
+        state, manifest = distributed.on_main(load)
+        if state is None and options.eval:
+            raise CheckpointError(f"{self.store.folder}: there is no checkpoint yet to evaluate")
+        if state is None:
+            run.report.say("this run ended before its first checkpoint: it begins from the start")
+            self.save(run, self.tasks[0])
+            return
+        refuse_another(manifest["identity"], self.identity(), anyway=options.resume_anyway)
+        run.load_state_dict(state, seconds=manifest["seconds"])
+        run.report.say(f"resumed from {manifest['name']}: {run.position}")
+        if options.start_task and not options.eval:
+            self.save(run, self.benchmark.tasks[options.start_task - 1], finished=True)  # from now on the newest
+
+    def summary_of_finished(self, place: folders.Place) -> dict | None:
+        """The summary of a run that is resumed although it has learned all its tasks; None for any other."""
+        options, stored = self.options.run, self.store.stored()
+        if not options.resume or options.eval or options.start_task or not stored:
+            return None
+        last = stored[-1].manifest
+        if not (last["finished_task"] and last["task"] + 1 >= len(self.tasks)):
+            return None
+        refuse_another(last["identity"], self.identity(), anyway=options.resume_anyway)
+        return read_summary(place.logs)
+
+
+def prepare(options: Options, place: folders.Place, device: torch.device, stop: distributed.StopSignal) -> Experiment:
+    """Benchmark, transforms and checkpoint folder. With several processes one downloads while the others wait."""
+    store = Store(place.checkpoints, keep=options.run.keep_checkpoints, keep_tasks=options.run.keep_task_checkpoints)
+    if not options.run.eval:
+        distributed.on_main(store.lock)
+
+    load = partial(recipe.benchmark, options.data, seed=options.run.seed, class_order=options.data.class_orders()[0])
+    benchmark = distributed.main_first(lambda first: load(download=first))
+    replicas = options.optim.replicas or distributed.nb_processes()
+    distributed.replicas_of_this_process(replicas)  # refused if the processes do not divide them
+    augment = options.augment
+    side = {"input_size": options.model.input_size, "mean": benchmark.mean, "std": benchmark.std}
+    return Experiment(
+        options=options,
+        benchmark=benchmark,
+        tasks=benchmark.tasks[: options.run.max_task],
+        replicas=replicas,
+        loading=engine.Loading(device, options.data.num_workers, options.data.pin_mem, amp=not options.optim.no_amp),
+        store=store,
+        stop=stop,
+        augmented=transforms.train_transform(
+            **side,
+            aa=augment.aa,
+            color_jitter=augment.color_jitter,
+            hflip=augment.hflip,
+            interpolation=augment.train_interpolation,
+            reprob=augment.reprob,
+            remode=augment.remode,
+            recount=augment.recount,
+        ),
+        plain=transforms.test_transform(**side),
+    )
