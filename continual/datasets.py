@@ -30,7 +30,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from continual.errors import DataError, OptionsError
+from continual.errors import DataError, OptionsError, one_line
 from continual.randomness import seed_of, seeded
 from continual.tasks import Task
 
@@ -308,7 +308,7 @@ class Images(Dataset):
         try:
             return _decode(path)
         except Exception as error:
-            raise DataError(f"cannot read the image {path} (index {index}): {_line(error)}") from error
+            raise DataError(f"cannot read the image {path} (index {index}): {one_line(error)}") from error
 
 
 def _full_path(path: str, root: str | None) -> str:
@@ -477,7 +477,7 @@ class _Cifar:
             raise DataError(f"{path} is refused: {error}") from error
         except Exception as error:  # a broken pickle can raise nearly anything
             raise DataError(
-                f"{path} is broken or no {self.name} file ({_line(error)}); delete its folder to have it downloaded again"
+                f"{path} is broken or no {self.name} file ({one_line(error)}); delete its folder to have it downloaded again"
             ) from error
         return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), y
 
@@ -490,7 +490,7 @@ def _download(name: str, root: str, wanted: str) -> None:
         with _impatient_sockets():
             getattr(continuum.datasets, name)(root, train=True, download=True)
     except Exception as error:  # network, disk, archive, checksum: in the end there is no data
-        raise DataError(f"{wanted} (the download failed: {_line(error)})") from error
+        raise DataError(f"{wanted} (the download failed: {one_line(error)})") from error
 
 
 @contextmanager
@@ -594,7 +594,7 @@ def _continuum(cls: type, root: str, train: bool, download: bool) -> tuple[np.nd
     except Exception as error:  # each data set of Continuum fails in its own way
         raise DataError(
             f"{cls.__name__}: looked in {root} (download {'allowed' if download else 'not allowed'}); "
-            f"Continuum says: {_line(error)}"
+            f"Continuum says: {one_line(error)}"
         ) from error
     if x.dtype == "S255" and max(map(len, x), default=0) == 255:
         raise DataError(f"{cls.__name__}: paths below {root} are longer than the 254 bytes that Continuum keeps; move it up")
@@ -634,11 +634,6 @@ def _three_channels(x: np.ndarray) -> np.ndarray:
     """Grey images (n, H, W) or (n, H, W, 1) to (n, H, W, 3); those in colour stay as they are."""
     x = x[..., None] if x.ndim == 3 else x
     return x if x.shape[-1] == 3 else np.repeat(x, 3, axis=-1)
-
-
-def _line(error: Exception) -> str:
-    """Another library's error, on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _some(names: Iterable, limit: int = 10) -> str:

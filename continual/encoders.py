@@ -44,11 +44,15 @@ class TimmEncoder(nn.Module):
         return [int(each.shape[1] ** 0.5) for each in maps[:-1]]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        maps = [
-            # (B, C, h, w), or (B, h, w, C) from some -> (B, N, C)
-            each.flatten(1, 2) if self.channels_last else each.flatten(2).transpose(1, 2)
-            for each in self.body(images)
-        ]
+        try:
+            maps = self.body(images)
+        except ValueError as error:
+            if not self.training:
+                raise
+            reason = f"{len(images)} image(s) are too few for the network's batch norm ({_first_line(error)})"
+            raise OptionsError(f"batch_size: {reason}; another batch_size or a larger input_size helps") from None
+        # (B, C, h, w), or (B, h, w, C) from some -> (B, N, C)
+        maps = [each.flatten(1, 2) if self.channels_last else each.flatten(2).transpose(1, 2) for each in maps]
         return [*maps, self.drop(self.project(maps[-1]))]
 
 

@@ -44,3 +44,8 @@ class Preempted(Refused):
 
 class LostProcess(Exception):
     """Another process of the job ended or does not answer."""
+
+
+def one_line(error: Exception) -> str:
+    """Another library's error, on one line, with its type."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -34,6 +34,7 @@ POSITIVE: Range = ("above 0", lambda x: x > 0)
 NOT_NEGATIVE: Range = ("0 or more", lambda x: x >= 0)
 COUNT: Range = ("1 or more", lambda x: x >= 1)
 PROBABILITY: Range = ("from 0 to 1", lambda x: 0 <= x <= 1)
+TIMEOUT: Range = ("from 1 to 10 million", lambda x: 1 <= x <= 1e7)
 BELOW_ONE: Range = ("at least 0 and below 1", lambda x: 0 <= x < 1)
 
 REHEARSALS = ("random", "closest_token", "closest_all", "furthest_token", "furthest_all", "icarl_token", "icarl_all")
@@ -204,6 +205,9 @@ class Optimisation(Section):
         require(self.lr_noise is None or len(self.lr_noise) in (1, 2), "lr_noise", "takes one or two numbers")
         rising = self.lr_noise is None or list(self.lr_noise) == sorted(self.lr_noise)
         require(rising, "lr_noise", "the second number is below the first")
+        reason = "timm draws until the noise is within lr_noise_pct: less than a hundredth of lr_noise_std takes for ever"
+        drawn = self.lr_noise is None or self.lr_noise_pct >= 0.01 * self.lr_noise_std
+        require(drawn, "lr_noise_pct, lr_noise_std", reason)
 
 
 @dataclass(frozen=True)
@@ -341,6 +345,8 @@ class Sam(Section):
     def check(self) -> None:
         for key in ("sam_final", "look_sam_k"):
             require(self.sam_rho > 0 or not getattr(self, key), f"{key}, sam_rho", f"{key} needs sam_rho above 0")
+        for key in ("sam_first", "sam_second"):
+            require(self.sam_rho > 0 or getattr(self, key) == "main", f"{key}, sam_rho", f"{key} needs sam_rho above 0")
 
 
 @dataclass(frozen=True)
@@ -366,7 +372,7 @@ class Run(Section):
     eval: bool = option(False, "with resume: evaluate only")
     eval_every: int | None = option(50, "epochs between evaluations; none: after each task only", COUNT)
     process_timeout: float = option(
-        1800.0, "seconds without an answer from another process before the job ends", within=POSITIVE
+        1800.0, "seconds without an answer from another process before the job ends", within=TIMEOUT
     )
     dist_eval: bool = option(False, "share the evaluation among the processes")
     retrain_scratch: bool = option(False, "at each task, train a new model on all images of the classes seen")
@@ -422,6 +428,10 @@ class Options:
             require(sabs > 1 or not loss.pod, "pod, local_up_to_layer", "pod compares all blocks but the last; there is one")
             reason = f"a map of {grid} x {grid} patches cannot be cut so often"
             require(max(loss.pod_scales) <= grid or not loss.pod, "pod_scales, input_size, patch_size", reason)
+        if box := self.augment.cutmix_minmax:
+            smallest, largest = (int(model.input_size * share) for share in box)
+            reason = f"no box is from {smallest} to below {largest} pixels wide; timm needs one"
+            require(smallest < largest, "cutmix_minmax, input_size", reason)
         for key in ("freeze_task", "freeze_ft"):
             frozen = set(getattr(self.finetune, key))
             whole = {"sab", "tab", "task_tokens", "heads"} if model.dytox else {"all"}
@@ -785,7 +795,3 @@ def _read_command_line(argv: Sequence[str]) -> list[Entry]:
         (key, value[0] if isinstance(value, list) and len(value) == 1 else value, COMMAND_LINE)
         for key, value in vars(known).items()
     ]
-
-
-if __name__ == "__main__":  # train.sh asks here before it starts any process
-    parse_or_exit()

@@ -137,3 +137,10 @@ def test_images_that_do_not_fit_are_refused(name, input_size):
     with pytest.raises(OptionsError) as raised:
         models.build(options_for(name, *DYTOX, input_size=input_size))
     assert str(input_size) in one_line(raised.value)
+
+
+def test_one_image_is_too_few_for_batch_norm_on_one_cell():
+    encoder = build(options_for("timm:test_resnet", *DYTOX, input_size=32)).encoder
+    encoder(torch.randn(2, 3, 32, 32))
+    with pytest.raises(OptionsError, match=r"^batch_size: 1 image.* too few for the network's batch norm"):
+        encoder(torch.randn(1, 3, 32, 32))

@@ -250,7 +250,6 @@ REPLAY = ("--sep-memory", "--replay-memory", "2")
     ("argv", "tr", "ft"),
     [
         ((), False, False),
-        (("--sam-second", "memory"), False, False),  # there is no SAM
         (SAM_ON_MEMORY, True, True),
         ((*SAM_ON_MEMORY, "--sam-mode", "tr"), True, False),
         (("--sam-rho", "1", "--sam-first", "memory"), True, True),
