@@ -113,6 +113,8 @@ def _collective() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or str(error).startswith("DataLoader worker"):
+            raise  # a DataLoader notices the death of a worker at any moment
         first_sentence = " ".join(str(error).split()).partition(". ")[0]
         raise LostProcess(first_sentence[:300]) from error
 
@@ -148,14 +150,18 @@ def average(tensors: Iterable[Tensor]) -> None:
         tensor.detach().copy_(mean.view_as(tensor))
 
 
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """The layers that keep running statistics of their batches."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+
+
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the main one's running statistics (batch norm), which each gathers from its own batches."""
+    """Give every process the main one's running statistics (batch norm): those of replica 0."""
     if dist.is_initialized():
         with _collective():
-            for module in model.modules():
-                if isinstance(module, nn.modules.batchnorm._NormBase):
-                    for buffer in module.buffers(recurse=False):
-                        dist.broadcast(buffer, src=0)
+            for module in batch_norms(model):
+                for buffer in module.buffers(recurse=False):
+                    dist.broadcast(buffer, src=0)
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
@@ -183,12 +189,7 @@ def from_main(value: Any) -> Any:
 
 def on_main(function: Callable[[], T]) -> T:
     """Call on the main process alone; every process gets what it returned, or the Refused that it raised."""
-    result, refused = None, None
-    if is_main():
-        try:
-            result = function()
-        except Refused as error:
-            refused = error
+    result, refused = _attempt(function) if is_main() else (None, None)
     result, refused = from_main((result, refused))
     if refused is not None:
         raise refused
@@ -196,11 +197,28 @@ def on_main(function: Callable[[], T]) -> T:
 
 
 def main_first(function: Callable[[bool], T]) -> T:
-    """Call `function(True)` on the first process of each machine, then `function(False)` on its others."""
+    """Call `function(True)` on the first process of each machine, then `function(False)` on its others.
+
+    A Refused that one of the first raises is raised on every process.
+    """
     first = int(os.environ.get("LOCAL_RANK", rank())) == 0
-    result = function(True) if first else None
-    barrier()
+    result, refused = _attempt(lambda: function(True)) if first else (None, None)
+    of_all = [refused]
+    if dist.is_initialized():
+        of_all = [None] * nb_processes()
+        with _collective():
+            dist.all_gather_object(of_all, refused)
+    for refused in of_all:
+        if refused is not None:
+            raise refused
     return result if first else function(False)
+
+
+def _attempt(function: Callable[[], T]) -> tuple[T, None] | tuple[None, Refused]:
+    try:
+        return function(), None
+    except Refused as refused:
+        return None, refused
 
 
 class StopSignal:

@@ -194,7 +194,7 @@ def backward(
     mean: dict[str, Tensor] = {}
     for replica, name, images, targets, weight in batches:
         torch.manual_seed(seed_of(*key, "model", name, replica))
-        with loading.precision():
+        with loading.precision(), gathering_statistics(model, replica == 0):
             losses = objective(images, targets)
         losses["total"] = faults.reach("forward", losses["total"])
         (losses["total"] * weight).backward()
@@ -204,6 +204,19 @@ def backward(
     together = torch.stack(list(mean.values()))
     distributed.average([together, *(p.grad for p in trained(model) if p.grad is not None)])
     return dict(zip(mean, together, strict=True))
+
+
+@contextmanager
+def gathering_statistics(model: nn.Module, gathers: bool) -> Iterator[None]:
+    """Whether batch norm's running statistics take in the batches inside: those of replica 0 alone do, whatever carries it."""
+    norms = [m for m in distributed.batch_norms(model) if m.training and m.track_running_stats and not gathers]
+    for norm in norms:
+        norm.track_running_stats = False  # it still normalises by the batch
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def stop_if_not_finite(losses: dict[str, Tensor], model: nn.Module, where: str) -> None:

@@ -18,8 +18,9 @@ FOUR = [*THREE_TASKS, "--replicas", "4", "--replicas-at-once", "1", "--memory-si
         ["--drop-path", "0"],
         ["--drop-path", "0.3", "--distributed-memory", "--dist-eval", "--memory-size", "80"],
         ["--drop-path", "0", "--sam-rho", "0.05", "--clip-grad", "1"],
+        ["--model", "timm:test_resnet", "--input-size", "32", "--freeze-ft", "sab", "--freeze-eval"],
     ],
-    ids=["shared memory", "distributed memory, drop path", "SAM"],
+    ids=["shared memory", "distributed memory, drop path", "SAM", "batch norm"],
 )
 def test_one_two_and_four_processes(more, tmp_path):
     found = {}
@@ -115,3 +116,12 @@ def test_who_speaks(own, words, dead, said, monkeypatch):
 def test_lost_processes_are_told_in_short():
     with pytest.raises(LostProcess, match=r"^connection closed$"), distributed._collective():
         raise RuntimeError("connection\n closed. This is typically caused by something else. Good luck!")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), torch.OutOfMemoryError("no room")]
+)
+def test_an_error_of_ones_own_is_no_lost_process(error):
+    with pytest.raises(RuntimeError) as caught, distributed._collective():
+        raise error
+    assert caught.value is error
