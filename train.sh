@@ -11,27 +11,34 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-python3}
 main=${MAIN:-$here/main.py}
 
+refuse() {
+    echo "error: $1" >&2
+    exit 2
+}
+
 case ${1:-} in
     cpu) processes=1 device=cpu ;;
     cpu:*) processes=${1#cpu:} device=cpu ;;
     [0-9]*) ids=${1%,} && commas=${ids//[!,]/} && processes=$((${#commas} + 1)) device=cuda ;;
     -h | --help) exec "$python" "$here/main.py" --help ;;
-    *)
-        echo "error: the first argument is GPU ids (0 or 0,1), cpu or cpu:N, not '${1:-}'" >&2
-        exit 2
-        ;;
+    *) refuse "the first argument is GPU ids (0 or 0,1), cpu or cpu:N, not '${1:-}'" ;;
 esac
 if ! [[ $processes =~ ^[1-9][0-9]*$ ]] || [[ $device == cuda && ! $1 =~ ^[0-9]+(,[0-9]+)*,?$ ]]; then
-    echo "error: the first argument is GPU ids (0 or 0,1), cpu or cpu:N, not '$1'" >&2
-    exit 2
+    refuse "the first argument is GPU ids (0 or 0,1), cpu or cpu:N, not '$1'"
 fi
 shift
+[[ -f $main ]] || refuse "MAIN: there is no file $main"
+for name in NNODES NODE_RANK MASTER_PORT MAX_RESTARTS; do
+    [[ ${!name:-0} =~ ^[0-9]+$ ]] || refuse "$name: expects a whole number, not '${!name}'"
+done
+[[ -z ${NNODES:-} || -n ${MASTER_ADDR:-} ]] || refuse "MASTER_ADDR: several machines need the address of the first"
 
 # A wrong option is answered at once, without starting any process.
 for word in "$@"; do
     if [[ $word == --help || $word == -h ]]; then exec "$python" "$here/main.py" --help; fi
 done
-PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} "$python" -m continual.options "$@" || exit $?
+"$python" -c 'import sys; sys.path[0] = sys.argv.pop(1); from continual.options import parse_or_exit; parse_or_exit()' "$here" "$@" ||
+    exit $?
 
 [[ $device == cuda ]] && export CUDA_VISIBLE_DEVICES=$ids
 if [[ -z ${OMP_NUM_THREADS:-} ]]; then
@@ -39,7 +46,7 @@ if [[ -z ${OMP_NUM_THREADS:-} ]]; then
     export OMP_NUM_THREADS=$((cores / processes > 1 ? cores / processes : 1))
 fi
 if [[ -n ${NNODES:-} ]]; then
-    where=(--nnodes "$NNODES" --node-rank "${NODE_RANK:-0}" --master-addr "${MASTER_ADDR:?set MASTER_ADDR}" --master-port "${MASTER_PORT:-29500}")
+    where=(--nnodes "$NNODES" --node-rank "${NODE_RANK:-0}" --master-addr "$MASTER_ADDR" --master-port "${MASTER_PORT:-29500}")
 else
     where=(--standalone) # a free port of its own
 fi
@@ -72,11 +79,19 @@ while kill -0 "$launcher" 2>/dev/null; do # a signal woke us up: the run is stil
     wait "$launcher"
     code=$?
 done
+for _ in {1..100}; do # if torchrun was killed, they end by themselves within seconds
+    # shellcheck disable=SC2046
+    kill -0 $(cat "$DYTOX_JOB"/pid-* 2>/dev/null) 2>/dev/null || break
+    sleep 0.1
+done
+
+said=0 # the exit code that the processes left: torchrun knows only 0 and 1; a 1 is of its last start, if it failed, too
 word=$DYTOX_JOB/exit
 [[ -s $word ]] || word=$DYTOX_JOB/silent-exit
-if [[ $code -ne 0 && -s $word && $word -nt $DYTOX_JOB/stop ]]; then # torchrun itself ends with 1, and with many lines of its own
-    { read -r code && read -r reason; } <"$word"
-    echo "$reason" >&2
+if [[ -s $word && $word -nt $DYTOX_JOB/stop ]]; then { read -r said && read -r reason; } <"$word"; fi
+if [[ $said -gt 1 || ($said -eq 1 && $code -ne 0) ]]; then
+    [[ $code -eq 0 ]] || echo "$reason" >&2 # again, for torchrun had a page to add
+    code=$said
 elif [[ $code -ne 0 && -n $asked ]]; then
     code=75
     echo "error: stopped before the run could save; continue with --resume from its last checkpoint, if it has one" >&2

@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from continual import distributed, series
@@ -34,13 +35,16 @@ def launch(main: Callable, options: Options) -> int:
         return _leave(1, None, lost=str(lost))
     except KeyboardInterrupt:
         return _leave(130, "interrupted")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would fail again
+        return _leave(1, "error: nobody reads the output any more")
     except OSError as error:
         if error.errno in DISK_FULL:
             return _leave(CheckpointError.exit_code, f"error: could not write {error.filename or 'a file'}: {error.strerror}")
         return _leave(1, traceback.format_exc())
     except Exception:
         return _leave(1, traceback.format_exc())
-    return int(ended_before or 0)  # a job that ended on purpose, and that torchrun starts again, would only end so again
+    return _for_torchrun(int(ended_before or 0))  # what ended on purpose would only end so again
 
 
 def greet_train_sh(stop: distributed.StopSignal) -> None:
@@ -54,21 +58,35 @@ def _leave(code: int, text: str | None, *, lost: str = "") -> int:
     """Say why, unless another process does; leave the exit code for train.sh; end this process whatever the others do."""
     alone = distributed.nb_processes() == 1
     text = distributed.words_to_say(text, lost)
-    job = Path(os.environ[JOB]) if os.environ.get(JOB) else None
     if code != 1:
         distributed.keep("exit code", str(code))
     if text is not None:
-        who = "" if alone else f"rank {distributed.rank()}: "
-        print(who + text, file=sys.stderr)
-        if job:
-            (job / "exit").write_text(f"{code}\n{who}{text.strip().splitlines()[-1]}\n")
-    elif job:  # counts where nobody says more: on another machine than the one that speaks
-        (job / "silent-exit").write_text(f"{code}\nerror: another process of the job says why\n")
+        text = text if alone else f"rank {distributed.rank()}: {text}"
+        print(text, file=sys.stderr)
+        _tell_train_sh("exit", code, text.strip().splitlines()[-1])
+    else:  # counts where nobody says more: on another machine than the one that speaks
+        _tell_train_sh("silent-exit", code, "error: another process of the job says why")
     sys.stdout.flush()
     sys.stderr.flush()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler of a DataLoader would call its workers' end an error
     for worker in multiprocessing.active_children():
         worker.kill()
     if not alone:
-        os._exit(code)  # taking the group down could wait for processes that hang
-    return code
+        os._exit(_for_torchrun(code))  # taking the group down could wait for processes that hang
+    return _for_torchrun(code)
+
+
+def _tell_train_sh(file: str, code: int, reason: str) -> None:
+    if os.environ.get(JOB):
+        with suppress(OSError):  # train.sh was killed, or the disk is full
+            Path(os.environ[JOB], file).write_text(f"{code}\n{reason}\n")
+
+
+def _for_torchrun(code: int) -> int:
+    """0 for what ended on purpose, if train.sh knows better: torchrun would add a page of its own to the one line.
+
+    Not on several machines, where the torchrun of one would then wait for the others.
+    """
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    told = os.environ.get(JOB) and any(Path(os.environ[JOB], file).is_file() for file in ("exit", "silent-exit"))
+    return 0 if code != 1 and alone and told else code

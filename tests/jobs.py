@@ -53,7 +53,8 @@ def _process(argv: list[str], environment: dict[str, str], output: str, most_byt
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    how = {"mode": "w", "encoding": environment.get("PYTHONIOENCODING"), "closefd": False}
+    sys.stdout, sys.stderr = open(1, **how), open(2, **how)  # noqa: SIM115
     os.environ.update(environment)
     multiprocessing.current_process()._config["daemon"] = False  # it may have workers of its own
     if most_bytes is not None:
