@@ -35,18 +35,17 @@ def main(options: Options, place: folders.Place, device: torch.device, stop: dis
     exp = prepare(options, place, device, stop)
     writes = distributed.is_main() and not options.run.eval
     report = Report(place.logs if writes else None, nb_tasks=len(exp.tasks), console=distributed.is_main())
-    if summary := distributed.on_main(partial(exp.summary_of_finished, place)):
+    if summary := distributed.on_main(exp.summary_of_finished):
         report.say(f"this run is finished, there is nothing left to do; its figures are in {place.logs}")
         return summary
     with report.watched():
         memory = recipe.memory(options.rehearsal, exp.benchmark.nb_classes, exp.replicas)
-        with seeded(*exp.key("model")):
-            run = Run(partial(models.build, options), memory, report, device)
-        report.say(exp.greeting(place, memory))
+        run = Run(partial(models.build, options), memory, report, device)
+        report.say(exp.greeting(memory))
         if options.run.resume:
             exp.resume(run)
         else:
-            exp.save(run, exp.tasks[0])
+            exp.begin(run)
         if options.run.eval:
             return evaluate(run, exp, recipe.newest_task(exp.tasks, run.model))
         for task in exp.tasks[run.position.task :]:

@@ -110,6 +110,7 @@ class Store:
         self.folder, self.keep, self.keep_tasks = Path(folder), keep, keep_tasks
         self.seconds = 0.0
         self._lock = None
+        self._damaged: set[int] = set()  # serials of those that were passed over
         self._saved_at, self._cost = time.monotonic(), 0.0
 
     def lock(self) -> None:
@@ -152,7 +153,8 @@ class Store:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getvalue()
-        serial = 1 + max((_serial(path) for path in self.folder.glob("[0-9]*-*")), default=0)
+        known = [] if self.untouched() else self.folder.glob("[0-9]*-*")
+        serial = 1 + max(map(_serial, known), default=0)
         manifest = {
             "serial": serial,
             "name": name,
@@ -203,10 +205,10 @@ class Store:
         return sorted(found, key=lambda each: each.serial)
 
     def untouched(self) -> bool:
-        """Whether no checkpoint was ever written here, as far as can be told: not one file of any, whole or damaged."""
-        manifests = [path for path in self.folder.glob("[0-9]*-*.json") if _serial(path)]
-        whole = [path for path in self.folder.glob("*.pt") if self._manifest_path(path).exists()]
-        return not self._newest() and not manifests and not whole
+        """Whether no checkpoint was ever written here, as far as can be told: no file of any, but for half of a first one."""
+        files = [path for path in self.folder.glob("[0-9]*-*.*") if _serial(path)]
+        half = [path for path in files if _serial(path) == 1 and path.suffix == ".pt"]
+        return not self._newest() and (not files or files == half)
 
     def load(
         self, *, start_task: int = 0, say: Say = lambda text: None
@@ -226,6 +228,7 @@ class Store:
                 state = self._read(candidate)
             except CheckpointError as error:
                 say(f"warning: {error}: passed over")
+                self._damaged.add(candidate.serial)
                 continue
             self.seconds = candidate.manifest["seconds_saving"]
             return state, candidate.manifest
@@ -258,8 +261,9 @@ class Store:
     def _clean(self) -> None:
         """Remove what is not worth keeping: manifests first, so that what is left of a pair does not count."""
         stored = self.stored()
-        ends = {each.manifest["task"]: each for each in stored if each.finished_task}  # the newest of each task
-        kept = {each.serial for each in [*stored[-self.keep :], *(ends.values() if self.keep_tasks else ())]}
+        good = [each for each in stored if each.serial not in self._damaged]
+        ends = {each.manifest["task"]: each for each in good if each.finished_task}  # the newest of each task
+        kept = {each.serial for each in [*good[-self.keep :], *(ends.values() if self.keep_tasks else ())]}
         with contextlib.suppress(OSError):
             for each in stored:
                 if each.serial not in kept:

@@ -13,6 +13,7 @@ from continual.checkpoint import Store, as_identity, refuse_another
 from continual.datasets import Benchmark, Images, Samples
 from continual.errors import CheckpointError, Preempted
 from continual.options import Options
+from continual.randomness import seeded
 from continual.report import read_summary
 from continual.run import Run
 from continual.tasks import Task
@@ -23,6 +24,7 @@ class Experiment:
     """What stays the same throughout one run."""
 
     options: Options
+    place: folders.Place
     benchmark: Benchmark
     tasks: tuple[Task, ...]
     replicas: int
@@ -39,7 +41,7 @@ class Experiment:
         """The start of the key of every random draw; see continual/randomness.py."""
         return (self.options.run.seed, *parts)
 
-    def greeting(self, place: folders.Place, memory: rehearsal.Memory) -> str:
+    def greeting(self, memory: rehearsal.Memory) -> str:
         """The first words of a run: what it learns, how, and where it leaves things."""
         sizes = [task.nb_new for task in self.tasks]
         return "\n".join(
@@ -51,8 +53,8 @@ class Experiment:
                 + ("bfloat16 autocast" if self.loading.amp else "float32"),
                 f"memory of {memory.memory_size} exemplars"
                 + (f", {memory.memory_size // memory.nb_replicas} for each replica" if memory.nb_replicas > 1 else ""),
-                f"logs        {place.logs}",
-                f"checkpoints {place.checkpoints}",
+                f"logs        {self.place.logs}",
+                f"checkpoints {self.place.checkpoints}",
             ]
         )
 
@@ -64,6 +66,12 @@ class Experiment:
             "class_order": list(self.benchmark.class_order),
             "classes_per_task": [task.nb_new for task in self.benchmark.tasks],
         }
+
+    def begin(self, run: Run) -> None:
+        """A new model, without tasks yet, and its checkpoint."""
+        with seeded(*self.key("model")):
+            run.model = run.build().to(run.device)
+        self.save(run, self.tasks[0])
 
     def save(self, run: Run, task: Task, *, finished: bool = False) -> None:
         """Write a checkpoint, on the main process."""
@@ -98,29 +106,40 @@ class Experiment:
         if not saved:
             self.save(run, task)
         distributed.barrier()
-        raise Preempted(f"stopped at {run.position} and saved; continue with --resume {self.store.folder}")
+        raise Preempted(f"stopped at {run.position} and saved; continue with --resume {self.place.to_resume}")
 
     def resume(self, run: Run) -> None:
-        """Go on from the newest valid checkpoint, or from the end of task `start_task` - 1.
+        """Go on from the newest valid checkpoint, or from the end of task `start_task` - 1; the next resume does alike.
 
         A run that ended before its first checkpoint begins again.
         """
         options = self.options.run
-        load = partial(self.store.load, start_task=options.start_task, say=run.report.say)
+
+        def load() -> tuple[dict, dict] | tuple[None, None]:
+            found = self.store.load(start_task=options.start_task, say=run.report.say)
+            if found == (None, None) and (options.eval or run.report.begun):
+                what = "no checkpoint is left" if run.report.begun else "there is no checkpoint yet to evaluate"
+                raise CheckpointError(f"{self.store.folder}: {what}")
+            return found
+
         state, manifest = distributed.on_main(load)
-        if state is None and options.eval:
-            raise CheckpointError(f"{self.store.folder}: there is no checkpoint yet to evaluate")
         if state is None:
             run.report.say("this run ended before its first checkpoint: it begins from the start")
-            self.save(run, self.tasks[0])
+            self.begin(run)
             return
         refuse_another(manifest["identity"], self.identity(), anyway=options.resume_anyway)
         run.load_state_dict(state, seconds=manifest["seconds"])
         run.report.say(f"resumed from {manifest['name']}: {run.position}")
-        if options.start_task and not options.eval:
+        if options.eval:
+            return
+        if options.start_task:
             self.save(run, self.benchmark.tasks[options.start_task - 1], finished=True)  # from now on the newest
+            distributed.keep("went back", "yes")
+        elif manifest["identity"] != self.identity():
+            self.save(run, self.benchmark.tasks[min(run.position.task, len(self.benchmark.tasks) - 1)])
+        distributed.on_main(partial(folders.keep_options, self.place, self.options))
 
-    def summary_of_finished(self, place: folders.Place) -> dict | None:
+    def summary_of_finished(self) -> dict | None:
         """The summary of a run that is resumed although it has learned all its tasks; None for any other."""
         options, stored = self.options.run, self.store.stored()
         if not options.resume or options.eval or options.start_task or not stored:
@@ -129,7 +148,7 @@ class Experiment:
         if not (last["finished_task"] and last["task"] + 1 >= len(self.tasks)):
             return None
         refuse_another(last["identity"], self.identity(), anyway=options.resume_anyway)
-        return read_summary(place.logs)
+        return read_summary(self.place.logs)
 
 
 def prepare(options: Options, place: folders.Place, device: torch.device, stop: distributed.StopSignal) -> Experiment:
@@ -146,6 +165,7 @@ def prepare(options: Options, place: folders.Place, device: torch.device, stop: 
     side = {"input_size": options.model.input_size, "mean": benchmark.mean, "std": benchmark.std}
     return Experiment(
         options=options,
+        place=place,
         benchmark=benchmark,
         tasks=benchmark.tasks[: options.run.max_task],
         replicas=replicas,

@@ -1,7 +1,10 @@
 """Where a run lives on disk: a log folder and a checkpoint folder of the same name, which know each other."""
 
+import itertools
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -9,35 +12,70 @@ from pathlib import Path
 from continual import distributed
 from continual.errors import CheckpointError
 from continual.files import write_json
-from continual.options import Options, dump, replace
-from continual.report import run_folder
+from continual.options import STORED, Options, dump, replace
 
 PLACE = "run.json"
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading a file of anyone's can raise
 
 
 @dataclass(frozen=True)
 class Place:
+    """The two folders of a run; series: the checkpoint folder of the series that it is part of."""
+
     logs: Path
     checkpoints: Path
+    series: Path | None = None
+
+    @property
+    def to_resume(self) -> Path:
+        """What to give to --resume, to go on with all that was begun."""
+        return self.series or self.checkpoints
 
 
 def prepare(options: Options) -> tuple[Options, Place]:
     """Make (or, with `resume`, find) the folders of a run, and keep the options in both.
 
     A job that torchrun starts again goes on with the run it began, so the options may come back changed.
-    Raises OSError if a folder cannot be made, CheckpointError if there is nothing to resume.
+    Raises CheckpointError if a folder cannot be made, or if there is nothing to resume.
     """
-    run, begun = options.run, distributed.kept("run")
+    begun = distributed.kept("run")
     if begun is not None:
-        return replace(options, resume=begun, start_task=0), reopen(Path(begun))
-    if run.resume:
-        place = reopen(Path(run.resume))
+        start_task = 0 if distributed.kept("went back") else options.run.start_task
+        return replace(options, resume=begun, start_task=start_task), reopen(Path(begun))
+    if options.run.resume:
+        place = reopen(Path(options.run.resume))
     else:
-        logs = run_folder(run.log_path, options.data.data_set, run.log_category, run.name or "run", today=date.today())
-        place = Place(logs.resolve(), (Path(run.output_basedir) / logs.relative_to(run.log_path)).resolve())
+        place = new_place(options, today=date.today())
         _furnish(place, options)
     distributed.keep("run", str(place.checkpoints))
     return options, place
+
+
+def new_place(options: Options, *, today: date) -> Place:
+    """Make the folders of a new run: data_set/log_category/yy-mm/week-n/yy-mm-dd-name below log_path and output_basedir.
+
+    n is the week of the month. A second run of that name and day gets `-2`, a third `-3`, and so on: neither side is ever a
+    folder that was there before, and runs that start at once get different ones, because making a folder is atomic.
+    None of the names leads elsewhere: the options have seen to that. Raises CheckpointError if a folder cannot be made.
+    """
+    run = options.run
+    below = Path(options.data.data_set.lower(), run.log_category, f"{today:%y-%m}", f"week-{(today.day - 1) // 7 + 1}")
+    parents = [Path(base).resolve() / below for base in (run.output_basedir, run.log_path)]
+    with _one_line():
+        for parent in parents:
+            parent.mkdir(parents=True, exist_ok=True)
+        for attempt in itertools.count(1):
+            last = f"{today:%y-%m-%d}-{run.name or 'run'}" + (f"-{attempt}" if attempt > 1 else "")
+            checkpoints, logs = (parent / last for parent in parents)
+            made = []
+            try:
+                for folder in dict.fromkeys((checkpoints, logs)):  # both bases may be the same
+                    folder.mkdir()
+                    made.append(folder)
+                return Place(logs, checkpoints)
+            except FileExistsError:
+                for folder in made:
+                    folder.rmdir()
 
 
 def begun(place: Place) -> bool:
@@ -54,10 +92,29 @@ def prepare_inside(options: Options, place: Place) -> Options:
 
 
 def _furnish(place: Place, options: Options) -> None:
-    for side, folder in (("logs", place.logs), ("checkpoints", place.checkpoints)):
-        folder.mkdir(parents=True, exist_ok=True)
-        dump(options, folder / "options.yaml")
-        write_json(folder / PLACE, {"side": side, "logs": str(place.logs), "checkpoints": str(place.checkpoints)})
+    with _one_line():
+        for folder in (place.checkpoints, place.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+            dump(options, folder / STORED)
+        for side, folder in (("checkpoints", place.checkpoints), ("logs", place.logs)):
+            content = {"side": side, "logs": str(place.logs), "checkpoints": str(place.checkpoints)}
+            write_json(folder / PLACE, content)
+
+
+def keep_options(place: Place, options: Options) -> None:
+    """Have the next `--resume` go on with these options, which may not be those that the run was begun with."""
+    with _one_line():
+        for folder in (place.checkpoints, place.logs):
+            dump(options, folder / STORED)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """A folder or file that cannot be made becomes a CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or 'the folder of the run'} cannot be written: {error.strerror}") from None
 
 
 def reopen(folder: Path) -> Place:
@@ -70,7 +127,7 @@ def reopen(folder: Path) -> Place:
     folder = folder.resolve()
     try:
         side, stored = _read(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{folder} is not the folder of a run: its {PLACE} cannot be read ({error})") from None
     other = "checkpoints" if side == "logs" else "logs"
     copied = folder != stored[side] and _same_run(stored[side], stored)
@@ -79,7 +136,7 @@ def reopen(folder: Path) -> Place:
     if found:
         partner = found[0]
     elif other == "checkpoints":
-        raise CheckpointError(f"{folder}: its checkpoints were in {stored[other]}, which is gone")
+        raise CheckpointError(f"{folder}: its checkpoints are no longer in {stored[other]}")
     else:
         partner = folder / "logs"
         partner.mkdir(exist_ok=True)
@@ -98,5 +155,5 @@ def _read(folder: Path) -> tuple[str, dict[str, Path]]:
 def _same_run(folder: Path, stored: dict[str, Path]) -> bool:
     try:
         return _read(folder)[1] == stored
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return False

@@ -1,5 +1,7 @@
 """From options to a model: which encoder, and DyTox or a growing classifier on it."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -10,9 +12,12 @@ from continual.errors import OptionsError
 from continual.options import Options
 
 
-def build(options: Options) -> nn.Module:
-    """A model without tasks yet. DropPath's rates rise linearly over all `depth` blocks, from 0 to `drop_path`."""
-    model = options.model
+def build(options: Options, *, weights: bool = True) -> nn.Module:
+    """A model without tasks yet. DropPath's rates rise linearly over all `depth` blocks, from 0 to `drop_path`.
+
+    weights: start from published ones, if the options ask for them; False if others will be loaded.
+    """
+    model = options.model if weights else replace(options.model, pretrained=False)
     rates = torch.linspace(0, model.drop_path, model.depth).tolist()
     encoder = build_encoder(model, rates[: model.local_up_to_layer])
     if options.loss.pod and isinstance(encoder, TimmEncoder) and max(options.loss.pod_scales) > min(encoder.sides):

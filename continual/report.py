@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from statistics import fmean, stdev
 from time import monotonic
@@ -25,8 +24,8 @@ from typing import Any
 from tqdm import tqdm
 
 from . import metrics
-from .errors import OptionsError, Preempted
-from .files import SAFE_NAME, write_json
+from .errors import Preempted
+from .files import write_json
 from .metrics import Scores
 from .tasks import Task
 
@@ -52,31 +51,11 @@ LINES_PER_PHASE = 10  # for those
 SILENCE = 600.0  # seconds; after this long without a line, an epoch gets one anyway
 
 
-def run_folder(log_path: str | Path, data_set: str, log_category: str, name: str, *, today: date) -> Path:
-    """Make the folder of one run: log_path/data_set/log_category/yy-mm/week-n/yy-mm-dd-name, n the week of the month.
-
-    A second run of that name and day gets `-2`, a third `-3`; two runs that start at once get different folders,
-    because making the last folder is atomic.
-
-    Raises OptionsError when one of the three names could lead elsewhere or is not a plain file name, OSError when the
-    folder cannot be made.
-    """
-    for option, value in (("data_set", data_set), ("log_category", log_category), ("name", name)):
-        if not SAFE_NAME.fullmatch(value):
-            raise OptionsError(f"{option}: {value!r} cannot name a folder (letters, digits and _ . + - only)")
-    week = f"week-{(today.day - 1) // 7 + 1}"
-    parent = Path(log_path) / data_set.lower() / log_category / today.strftime("%y-%m") / week
-    parent.mkdir(parents=True, exist_ok=True)
-    first = f"{today.strftime('%y-%m-%d')}-{name}"
-    attempt = 1
-    while True:
-        folder = parent / (first if attempt == 1 else f"{first}-{attempt}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            attempt += 1
-        else:
-            return folder
+def say(text: str) -> None:
+    """Print text as plain lines, above a progress bar if there is one; a narrow encoding must not stop a run over a ± sign."""
+    encoding = sys.stdout.encoding or "utf-8"
+    tqdm.write(text.encode(encoding, errors="replace").decode(encoding), file=sys.stdout)
+    sys.stdout.flush()
 
 
 class Report:
@@ -100,11 +79,9 @@ class Report:
     # What is said.
 
     def say(self, text: str) -> None:
-        """Print text as plain lines, above a progress bar if there is one."""
+        """Print text, where there is a console."""
         if self.console:
-            encoding = sys.stdout.encoding or "utf-8"  # a narrow one must not stop a run over a ± sign
-            tqdm.write(text.encode(encoding, errors="replace").decode(encoding), file=sys.stdout)
-            sys.stdout.flush()
+            say(text)
 
     def epoch(self, title: str, *, epoch: int, nb_epochs: int, nb_steps: int, first_step: int = 0) -> "Progress":
         """Progress of one epoch: `with report.epoch("task 2/5 training", ...) as progress: progress.step(...)`.
@@ -224,7 +201,7 @@ class Report:
         try:
             yield
         except BaseException as error:
-            code = getattr(error, "exit_code", 1)
+            code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
             word = "preempted" if isinstance(error, Preempted) else "failed"
             self.status(word, exit_code=code, message=f"{type(error).__name__}: {error}")
             raise
@@ -243,6 +220,11 @@ class Report:
             write_json(self.folder / STATUS, {"status": word, "exit_code": exit_code, "message": message})
         except OSError as error:
             self.say(f"warning: the status {word!r} could not be written: {error}")
+
+    @property
+    def begun(self) -> bool:
+        """Whether an evaluation was ever written to the folder."""
+        return self.folder is not None and self._nb_bytes > 0
 
     # What a checkpoint keeps.
 
@@ -457,7 +439,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         if json.loads((folder / STATUS).read_text(encoding="utf-8"))["status"] != "done":
             return None
         return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

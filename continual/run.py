@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from continual.engine import Sums
-from continual.errors import CheckpointError
+from continual.errors import CheckpointError, one_line
 from continual.optim import Sam, Schedule
 from continual.rehearsal import Memory
 from continual.report import Report
@@ -57,12 +57,14 @@ class Progress:
 class Run:
     """One experiment on one class order: model, memory, report, teacher, position, and the phase under way.
 
-    build: makes a model without tasks. Random states are not kept: every draw has a key (see continual/randomness.py).
+    build: makes a model without tasks; told `weights=False`, one whose weights will be loaded. The model is for the caller to
+    make, or to load. Random states are not kept: every draw has a key (see continual/randomness.py).
     """
 
-    def __init__(self, build: Callable[[], nn.Module], memory: Memory, report: Report, device: torch.device):
+    model: nn.Module
+
+    def __init__(self, build: Callable[..., nn.Module], memory: Memory, report: Report, device: torch.device):
         self.build, self.memory, self.report, self.device = build, memory, report, device
-        self.model = build().to(device)
         self.teacher: nn.Module | None = None
         self.position = Position()
         self.progress: Progress | None = None
@@ -117,21 +119,24 @@ class Run:
     def load_state_dict(self, state: dict[str, Any], *, seconds: float = 0.0) -> None:
         """Go on from `state_dict`. seconds: how long the run took up to there; it is no part of the state.
 
-        Raises CheckpointError if the weights do not fit the model that `build` makes.
+        Raises CheckpointError if it is not of a run, or if the weights do not fit the model that `build` makes.
         """
-        self.position = Position(**state["position"])
-        self.model = self._grown(state["model"])
-        self.teacher = None
-        if state["teacher"] is not None:
-            self.teacher = self._grown(state["teacher"]).eval().requires_grad_(False)
-        load_memory(self.memory, state["memory"])
-        self.report.load_state_dict(state["report"])
-        self._resumed = state["progress"]
-        self.last = state["last"]
+        try:
+            self.position = Position(**state["position"])
+            self.model = self._grown(state["model"])
+            self.teacher = None
+            if state["teacher"] is not None:
+                self.teacher = self._grown(state["teacher"]).eval().requires_grad_(False)
+            load_memory(self.memory, state["memory"])
+            self.report.load_state_dict(state["report"])
+            self._resumed = state["progress"]
+            self.last = state["last"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"the checkpoint does not hold the state of a run ({one_line(error)[:300]})") from error
         self._seconds_before, self._begun = seconds, time.monotonic()
 
     def _grown(self, state: dict[str, Any]) -> nn.Module:
-        model = self.build()
+        model = self.build(weights=False)
         for nb_new in state["classes"]:
             model.add_task(nb_new)
         try:

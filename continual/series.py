@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 
 from continual import distributed, folders
+from continual.checkpoint import as_identity, refuse_another
 from continual.errors import OptionsError
 from continual.files import write_json
 from continual.folders import Place
-from continual.options import Options, replace, to_yaml
-from continual.report import read_summary, summarise
+from continual.options import STORED, Options, parse, replace, to_yaml
+from continual.report import read_summary, say, summarise
 
 Main = Callable[[Options, Place, torch.device, distributed.StopSignal], dict]
 
@@ -25,11 +26,14 @@ def run_all(main: Main, options: Options, device: torch.device, stop: distribute
     if not runs:
         main(options, place, device, stop)
         return
-    if options.run.start_task:
-        raise OptionsError("start_task: a series has several runs; resume the folder of one of them")
+    for key in ("start_task", "resume_anyway"):
+        if getattr(options.run, key):
+            raise OptionsError(f"{key}: a series has several runs; resume the folder of one of them")
+    if options.run.resume and not options.run.eval:
+        distributed.on_main(lambda: _keep_options(place, options))
     summaries = []
     for number, (label, one) in enumerate(runs.items(), start=1):
-        inside = Place(place.logs / label, place.checkpoints / label)
+        inside = Place(place.logs / label, place.checkpoints / label, series=place.checkpoints)
         if options.run.eval and not distributed.on_main(lambda inside=inside: folders.begun(inside)):
             _say(f"--- run {number} of {len(runs)}: {label} has not begun")
             continue
@@ -44,9 +48,9 @@ def run_all(main: Main, options: Options, device: torch.device, stop: distribute
     if options.run.eval:
         return
     text, figures = summarise(summaries)
-    _say(f"\n{text}\n")
     if distributed.is_main():
         write_json(place.logs / "series.json", {"runs": list(runs), **figures})
+    _say(f"\n{text}\n")
 
 
 def of_series(options: Options) -> dict[str, Options]:
@@ -70,6 +74,13 @@ def _summary(logs: Path, options: Options) -> dict | None:
     return read_summary(logs) if unchanged else None
 
 
+def _keep_options(place: Place, options: Options) -> None:
+    """Of a resumed series. Raises CheckpointError if they make another experiment of it; seeds may join it."""
+    begun_with = replace(parse(["--options", str(place.checkpoints / STORED)]), seeds=options.run.seeds)
+    refuse_another(as_identity(begun_with), as_identity(options))
+    folders.keep_options(place, options)
+
+
 def _say(text: str) -> None:
     if distributed.is_main():
-        print(text, flush=True)
+        say(text)

@@ -116,11 +116,11 @@ def test_newest_deleted(store, suffixes):
     assert not path.exists() and not path.with_suffix(".json").exists()
 
 
-@pytest.mark.parametrize("lost", ["*.pt", "*.json", "*"])
+@pytest.mark.parametrize("lost", ["0*.pt", "0*.json", "0*", "*[!.][!p][!t]"])
 def test_none_valid_is_refused(store, tmp_path, lost):
     save(store, 1)
     save(store, 2)
-    for path in tmp_path.glob(f"0{lost}"):
+    for path in tmp_path.glob(lost):
         path.unlink()
     with pytest.raises(CheckpointError, match="no valid checkpoint to resume from"):
         store.load()
@@ -141,6 +141,22 @@ def test_never_saved(store, tmp_path):
     assert store.load() == (None, None)
     with pytest.raises(CheckpointError, match="start-task 1"):
         store.load(start_task=1)
+
+
+def test_killed_twice_before_the_first_is_whole(store, tmp_path):
+    (tmp_path / "000001-place-1.pt").write_bytes(b"half a checkpoint")
+    assert save(store, 1).name == "000001-place-1.pt"
+    assert loaded(store)[::2] == (1, [])
+
+
+def test_damaged_ones_are_not_among_the_last_that_are_kept(tmp_path):
+    store = Store(tmp_path, keep=2)
+    for number in (1, 2, 3):
+        path = save(store, number)
+    path.write_bytes(b"")
+    assert loaded(store)[0] == 2
+    save(store, 4)
+    assert [each.serial for each in store.stored()] == [2, 4]
 
 
 def test_a_number_is_never_used_twice(store):

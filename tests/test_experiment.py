@@ -72,11 +72,13 @@ def test_another_experiment_is_refused(change, told, done):
     assert {path: path.stat().st_mtime_ns for path in checkpoints(done).iterdir()} == before
 
 
-def test_another_experiment_if_one_insists(copy):
-    (newest,) = checkpoints(copy).glob("*task-3-finished.json")
-    newest.unlink()
-    job = finish(["--resume", str(checkpoints(copy)), "--lr", "1e-3", "--resume-anyway"], copy)
-    assert "resumed from" in job.said()
+def test_another_experiment_if_one_insists(tmp_path):
+    """From then on it is this one: the next resume needs no word of it."""
+    assert run([*THREE_TASKS, *folders(tmp_path)], tmp_path, fault="term:step:2").codes == [75]
+    changed = ["--lr", "1e-3", "--max-task", "1", "--resume-anyway"]
+    job = run(["--resume", str(checkpoints(tmp_path)), *changed], tmp_path, fault="kill:data:1")
+    assert job.codes == [-9] and "resumed from task-1-training-epoch-1-step-2" in job.said()
+    assert "Task 1/1 learned" in finish(["--resume", str(logs(tmp_path))], tmp_path).said()
 
 
 def test_another_model_even_if_one_insists(copy):
@@ -100,12 +102,24 @@ def test_falls_back_to_the_newest_valid_one(copy, done):
     assert_same_results(copy, done)
 
 
-def test_never_afresh_in_silence(copy):
-    for path in checkpoints(copy).glob("0*"):
+@pytest.mark.parametrize("lost, told", [("0*", "no valid checkpoint to resume from"), ("[0n]*", "no checkpoint is left")])
+def test_never_afresh_in_silence(lost, told, copy):
+    for path in checkpoints(copy).glob(lost):
         path.unlink()
+    before = (logs(copy) / "evaluations.jsonl").read_bytes()
     job = run(["--resume", str(checkpoints(copy))], copy)
-    assert job.codes == [4]
-    assert "no valid checkpoint to resume from" in job.said()
+    assert job.codes == [4] and told in job.said()
+    assert (logs(copy) / "evaluations.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("state", [{}, [1], {"position": 3}, {"position": {"task": 0}, "model": {"classes": 2}}])
+def test_a_checkpoint_of_something_else(state, copy):
+    folder = checkpoints(copy)
+    identity = json.loads(next(folder.glob("0*.json")).read_text())["identity"]
+    checkpoint.Store(folder).save(state, name="x", identity=identity, task=0, finished_task=False)
+    job = run(["--resume", str(folder)], copy)
+    assert job.codes == [4] and "error: the checkpoint does not hold the state of a run (" in job.said()
+    assert "Traceback" not in job.said()
 
 
 def test_a_strangers_checkpoint(copy, tmp_path, monkeypatch):

@@ -437,7 +437,7 @@ def train(tmp_path_factory):
             patch.setattr(Store, "save", lambda store, state, **named: None)
             patch.setattr(recipe, "load", LOAD)
             build, models = main.models.build, []
-            patch.setattr(main.models, "build", lambda options: models.append(build(options)) or models[-1])
+            patch.setattr(main.models, "build", lambda options, **how: models.append(build(options, **how)) or models[-1])
             summary = run_of(replace(Options(), **dict(items)), tmp_path_factory.mktemp("run"))
         weights["end"] = flat_weights(models[-1])
         return weights, summary

@@ -2,16 +2,13 @@ import json
 import re
 import runpy
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from datetime import date
 from pathlib import Path
 
 import pytest
 
 from continual import report as report_module
-from continual.errors import OptionsError
 from continual.metrics import Scores
-from continual.report import Report, duration, matrix_table, run_folder, summarise, summary_text, text_table
+from continual.report import Report, duration, matrix_table, summarise, summary_text, text_table
 from continual.tasks import Task
 
 IMAGES = Path(__file__).parent.parent / "images"
@@ -50,38 +47,6 @@ def clock(monkeypatch):
 
     monkeypatch.setattr(report_module, "monotonic", lambda: Clock.now)
     return Clock
-
-
-# Folders
-
-
-def test_run_folder_is_laid_out_by_data_set_category_and_week(tmp_path):
-    folder = run_folder(tmp_path, "CIFAR", "2-2", "dytox", today=date(2022, 3, 15))
-    assert folder == tmp_path / "cifar" / "2-2" / "22-03" / "week-3" / "22-03-15-dytox"
-    assert folder.is_dir()
-
-
-@pytest.mark.parametrize(("day", "week"), [(1, 1), (7, 1), (8, 2), (28, 4), (29, 5), (31, 5)])
-def test_week_of_the_month(tmp_path, day, week):
-    assert run_folder(tmp_path, "CIFAR", "c", "n", today=date(2022, 1, day)).parent.name == f"week-{week}"
-
-
-def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path):
-    def make(_):
-        return run_folder(tmp_path, "CIFAR", "10-10", "dytox", today=date(2022, 3, 1)).name
-
-    with ThreadPoolExecutor(8) as pool:
-        names = set(pool.map(make, range(16)))
-    assert names == {"22-03-01-dytox"} | {f"22-03-01-dytox-{i}" for i in range(2, 17)}
-
-
-@pytest.mark.parametrize("name", ["../../x", "a/b", "a;b", "a\nb", "a\n", "..", ".", "", "-rf", "a b", "a\\b", "x" * 300])
-@pytest.mark.parametrize("option", ["data_set", "log_category", "name"])
-def test_names_that_lead_elsewhere_are_refused(tmp_path, option, name):
-    names = {"data_set": "CIFAR", "log_category": "misc", "name": "dytox"} | {option: name}
-    with pytest.raises(OptionsError, match=f"^{option}: "):
-        run_folder(tmp_path / "logs", **names, today=date(2022, 3, 1))
-    assert list(tmp_path.iterdir()) == []
 
 
 # Evaluations

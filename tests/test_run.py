@@ -1,6 +1,7 @@
 """The state of a run: all of it, in a form that can be loaded without executing anything."""
 
 import io
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_an_empty_memory_comes_back():
 
 
 class Growing(nn.Module):
-    def __init__(self, width=3):
+    def __init__(self, width=3, weights=True):
         super().__init__()
         self.classes, self.layers, self.width = [], nn.ModuleList(), width
 
@@ -70,7 +71,9 @@ class Growing(nn.Module):
 
 
 def run_of(build=Growing):
-    return Run(build, Memory(0), Report(None, nb_tasks=3, console=False), torch.device("cpu"))
+    run = Run(build, Memory(0), Report(None, nb_tasks=3, console=False), torch.device("cpu"))
+    run.model = build()
+    return run
 
 
 def test_a_task_is_begun_once():
@@ -91,17 +94,19 @@ def test_model_and_teacher_come_back():
     for task in (Task(0, 0, 2), Task(1, 2, 4)):
         run.begin(task)
     run.move(task=1, epoch=3, step=2)
+    again.build = asked = Mock(side_effect=Growing)
     again.load_state_dict(stored(run.state_dict()), seconds=5.0)
     assert_equal(again.state_dict(), run.state_dict())
     assert again.position == Position(1, "training", 3, 2) and again.seconds() >= 5.0
     assert not again.teacher.training and not any(p.requires_grad for p in again.teacher.parameters())
+    assert asked.call_args_list == [call(weights=False)] * 2  # of published ones, which would only be overwritten
 
 
 def test_weights_of_another_model_are_refused():
     run = run_of()
     run.begin(Task(0, 0, 2))
     with pytest.raises(CheckpointError, match=r"the weights of the checkpoint are of another model: .*size mismatch"):
-        run_of(lambda: Growing(width=5)).load_state_dict(stored(run.state_dict()))
+        run_of(lambda weights=True: Growing(width=5)).load_state_dict(stored(run.state_dict()))
 
 
 def test_position():

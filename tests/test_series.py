@@ -49,6 +49,20 @@ def test_killed_in_its_second_run(tmp_path):
     assert shown.count("Task 2/2, 4 classes seen") == 2
 
 
+def test_asked_to_stop_in_a_narrow_terminal(tmp_path):
+    """Both the folder that is named and the figures at the end are of the whole series."""
+    narrow = {"PYTHONIOENCODING": "ascii"}
+    job = run([*SERIES, *folders(tmp_path)], tmp_path, fault="term:step:2", environment=narrow)
+    whole = top(tmp_path, "checkpoints")
+    assert job.codes == [75] and job.said().endswith(f"continue with --resume {whole}\n")
+    changed = ["--resume", str(whole), "--max-task", "1"]
+    assert run([*changed, "--lr", "1"], tmp_path).codes == [4]
+    assert run([*changed, "--lr", "1", "--resume-anyway"], tmp_path).codes == [2]
+    assert run(changed, tmp_path, fault="kill:step:2").codes == [-signal.SIGKILL]
+    assert finish(["--resume", str(whole)], tmp_path, environment=narrow).said().count("Task 1/1 learned") == 2
+    assert len(figures(tmp_path)["runs"]) == 2
+
+
 def test_evaluating_a_series_begins_no_run(tmp_path):
     job = run([*SERIES, *folders(tmp_path)], tmp_path, fault="kill:task change:2")  # at the end of the first run
     assert job.codes == [-signal.SIGKILL]
