@@ -2,6 +2,7 @@
 
 import faulthandler
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -240,6 +241,12 @@ class StopSignal:
         return bool(sum_over_processes(torch.tensor(float(self.requested), device=device)))
 
 
+def end_workers() -> None:
+    """Of data loading: they would notice the end of this process, but only after seconds."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
 class _Notes:
     """What processes that end tell each other, through the job's key-value store; and a watch over that.
 
@@ -273,6 +280,7 @@ class _Notes:
         else:
             text = f"rank {self.rank}: error: the launcher or rank 0 was killed; this process ends"
             print(text, file=sys.stderr, flush=True)
+        end_workers()
         os._exit(1)
 
     def _listen(self, store: dist.Store) -> None:

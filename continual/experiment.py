@@ -126,16 +126,16 @@ class Experiment:
         if state is None:
             run.report.say("this run ended before its first checkpoint: it begins from the start")
             self.begin(run)
-            return
-        refuse_another(manifest["identity"], self.identity(), anyway=options.resume_anyway)
-        run.load_state_dict(state, seconds=manifest["seconds"])
-        run.report.say(f"resumed from {manifest['name']}: {run.position}")
+        else:
+            refuse_another(manifest["identity"], self.identity(), anyway=options.resume_anyway)
+            run.load_state_dict(state, seconds=manifest["seconds"])
+            run.report.say(f"resumed from {manifest['name']}: {run.position}")
         if options.eval:
             return
         if options.start_task:
             self.save(run, self.benchmark.tasks[options.start_task - 1], finished=True)  # from now on the newest
             distributed.keep("went back", "yes")
-        elif manifest["identity"] != self.identity():
+        elif state is not None and manifest["identity"] != self.identity():
             self.save(run, self.benchmark.tasks[min(run.position.task, len(self.benchmark.tasks) - 1)])
         distributed.on_main(partial(folders.keep_options, self.place, self.options))
 

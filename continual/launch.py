@@ -1,7 +1,6 @@
 """Around a run: the process group, the signal to stop, and what a failure leaves: one line and an exit code."""
 
 import errno
-import multiprocessing
 import os
 import signal
 import sys
@@ -69,8 +68,7 @@ def _leave(code: int, text: str | None, *, lost: str = "") -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler of a DataLoader would call its workers' end an error
-    for worker in multiprocessing.active_children():
-        worker.kill()
+    distributed.end_workers()
     if not alone:
         os._exit(_for_torchrun(code))  # taking the group down could wait for processes that hang
     return _for_torchrun(code)

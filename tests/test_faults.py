@@ -179,7 +179,7 @@ def test_asked_to_stop_with_its_workers(tmp_path):
 
     def four_signalled():
         """One is of training, and every evaluation has its own; each as soon as it is there."""
-        for worker in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        for worker in children(pid):
             with contextlib.suppress(ProcessLookupError):  # its evaluation has ended
                 os.kill(worker, signal.SIGTERM)
                 signalled.add(worker)
@@ -254,6 +254,10 @@ def bash(argv, folder, **environment):
         return subprocess.Popen(["bash", *argv], stdout=output, stderr=output, env=environment, cwd=ROOT)
 
 
+def children(pid):
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
 def wait_for(condition, pause=0.05):
     end = time.monotonic() + TIMEOUT
     while not condition():
@@ -276,9 +280,9 @@ def test_the_slurm_job_of_the_readme(tmp_path):
         job = bash(["-c", script], tmp_path, **environment)
         wait_for(begun)
         job.send_signal(signal.SIGTERM)
-        for child in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split():
+        for child in children(job.pid):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGTERM)
+                os.kill(child, signal.SIGTERM)
         job.wait(TIMEOUT)
         assert said().strip().splitlines()[-1].startswith("rank 0: error: stopped at task-1-training-epoch-"), said()
     assert (tmp_path / "scontrol").read_text() == "requeue 7\n" * 2
@@ -322,11 +326,14 @@ def test_started_again_without_train_sh(tmp_path, undisturbed, agent):
 
 
 def test_the_launcher_killed(tmp_path, agent):
-    argv = [*TINY, *folders(tmp_path), "--no-debug", "--epochs", "1000", "--base-epochs", "1000"]
+    argv = [*TINY, *folders(tmp_path), "--no-debug", "--epochs", "1000", "--base-epochs", "1000", "--num-workers", "1"]
     job = Job(argv, tmp_path, environment=agent[1])
     wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-3-step-0.json")))
+    workers = children(job.processes[0].pid)
+    assert workers
     agent[0].clear()
     assert job.wait().codes == [1]
+    wait_for(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers))
     assert "rank 0: error: the launcher or rank 0 was killed; this process ends\n" in job.said()
 
 
