@@ -27,10 +27,13 @@ if ! [[ $processes =~ ^[1-9][0-9]*$ ]] || [[ $device == cuda && ! $1 =~ ^[0-9]+(
     refuse "the first argument is GPU ids (0 or 0,1), cpu or cpu:N, not '$1'"
 fi
 shift
+command -v "$python" >/dev/null || refuse "PYTHON: there is no interpreter $python"
 [[ -f $main ]] || refuse "MAIN: there is no file $main"
 for name in NNODES NODE_RANK MASTER_PORT MAX_RESTARTS; do
-    [[ ${!name:-0} =~ ^[0-9]+$ ]] || refuse "$name: expects a whole number, not '${!name}'"
+    [[ ${!name:-0} =~ ^[0-9]{1,9}$ ]] || refuse "$name: expects a whole number, not '${!name}'"
 done
+[[ -z ${NNODES:-} || $NNODES -ge 1 ]] || refuse "NNODES: expects at least 1, not $NNODES"
+[[ ${MASTER_PORT:-0} -le 65535 ]] || refuse "MASTER_PORT: expects at most 65535, not $MASTER_PORT"
 [[ -z ${NNODES:-} || -n ${MASTER_ADDR:-} ]] || refuse "MASTER_ADDR: several machines need the address of the first"
 
 # A wrong option is answered at once, without starting any process.
@@ -51,7 +54,7 @@ else
     where=(--standalone) # a free port of its own
 fi
 
-DYTOX_JOB=$(mktemp -d) # where the processes leave word for this script
+DYTOX_JOB=$(mktemp -d 2>/dev/null) || refuse "TMPDIR: cannot make a folder in ${TMPDIR:-/tmp}" # where the processes leave word for this script
 export DYTOX_JOB
 trap 'rm -rf "$DYTOX_JOB"' EXIT
 
@@ -63,15 +66,16 @@ stop() {
     local pids
     pids=$(cat "$DYTOX_JOB"/pid-* 2>/dev/null | tr '\n' ' ')
     # shellcheck disable=SC2086
-    { [[ -n $pids ]] && kill -TERM $pids; } 2>/dev/null || kill -TERM "$launcher" 2>/dev/null
+    { [[ -n $pids ]] && kill -TERM $pids; } 2>/dev/null || { [[ -n $launcher ]] && kill -TERM "$launcher" 2>/dev/null; }
 }
+launcher=
+trap stop TERM INT HUP
 
 set -m # torchrun in a process group of its own: a signal to the whole group reaches it through `stop` alone
 "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$processes" --max-restarts "${MAX_RESTARTS:-0}" \
     "$main" --device "$device" "$@" &
 launcher=$!
 set +m
-trap stop TERM INT HUP
 
 wait "$launcher"
 code=$?
@@ -85,11 +89,12 @@ for _ in {1..100}; do # if torchrun was killed, they end by themselves within se
     sleep 0.1
 done
 
-said=0 # the exit code that the processes left: torchrun knows only 0 and 1; a 1 is of its last start, if it failed, too
+said=0 # the exit code that the processes left: torchrun knows only 0 and 1
 word=$DYTOX_JOB/exit
 [[ -s $word ]] || word=$DYTOX_JOB/silent-exit
-if [[ -s $word && $word -nt $DYTOX_JOB/stop ]]; then { read -r said && read -r reason; } <"$word"; fi
-if [[ $said -gt 1 || ($said -eq 1 && $code -ne 0) ]]; then
+if [[ -s $word ]]; then { read -r said && read -r reason; } <"$word"; fi
+if [[ $said -eq 1 && ($code -eq 0 || ! $word -nt $DYTOX_JOB/stop) ]]; then said=0; fi # of an earlier start than the last
+if [[ $said -gt 0 ]]; then
     [[ $code -eq 0 ]] || echo "$reason" >&2 # again, for torchrun had a page to add
     code=$said
 elif [[ $code -ne 0 && -n $asked ]]; then

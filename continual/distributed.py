@@ -33,30 +33,43 @@ def start(device: str, *, timeout: float = 1800.0) -> torch.device:
     """Join the process group that torchrun describes in the environment, if any, and return this process's device.
 
     device: "auto" (CUDA if there is one), "cuda", "cuda:1", "cpu". timeout: seconds after which a process that does not
-    answer ends the job. Raises OptionsError if CUDA is asked for and absent.
+    answer ends the job. Raises OptionsError if CUDA is asked for and absent, or the environment is no address.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    several = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    patience = timedelta(seconds=timeout)
+    if several:
+        global _agents_store
+        try:
+            with _collective():
+                store, own_rank, size = next(dist.rendezvous("env://", timeout=patience))
+        except ValueError as error:
+            raise OptionsError(f"the environment does not describe a process group: {error}") from None
+        except LostProcess as lost:
+            raise LostProcess(f"the processes of this job did not find each other: {lost}") from lost
+        _agents_store = store.clone()
+        store = dist.PrefixStore(f"start {nb_restarts()}", store)
+        _Notes.of_job = _Notes(store.clone(), own_rank, size)
+    chosen = _device(device)
+    if several:
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        with _collective():
+            dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=patience)
+    return chosen
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(name)
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
-            raise OptionsError(f"device: {device} was asked for, but torch sees no CUDA device; use --device cpu")
+            raise OptionsError(f"device: {name} was asked for, but torch sees no CUDA device; use --device cpu")
         if chosen.index is None:
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         if chosen.index >= torch.cuda.device_count():
             raise OptionsError(f"device: {chosen} was asked for, but torch sees {torch.cuda.device_count()} CUDA device(s)")
         torch.cuda.set_device(chosen)
         _be_deterministic()
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        global _agents_store
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        patience = timedelta(seconds=timeout)
-        store, own_rank, size = next(dist.rendezvous("env://", timeout=patience))
-        _agents_store = store.clone()
-        store = dist.PrefixStore(f"start {nb_restarts()}", store)
-        _Notes.of_job = _Notes(store.clone(), own_rank, size)
-        with _collective():
-            dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=patience)
     return chosen
 
 

@@ -20,9 +20,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def launch(main: Callable, options: Options) -> int:
     """Run `main`, or a series of it, as one of however many processes there are. Returns the exit code."""
     stop = distributed.StopSignal()
-    if os.environ.get(JOB):
-        greet_train_sh(stop)
     try:
+        if os.environ.get(JOB):
+            greet_train_sh(stop)
         device = distributed.start(options.run.device, timeout=options.run.process_timeout)
         ended_before = distributed.kept("exit code")
         if ended_before is None:

@@ -46,7 +46,7 @@ def test_replicas_at_once(plain, tmp_path):
     assert_close(what_counts(tmp_path), what_counts(plain))
 
 
-def test_workers(plain, tmp_path):
+def test_workers(tmp_path):
     """Bit by bit: what a worker does to an image hangs on nothing but the image's place."""
     augmented = [*FOUR, "--drop-path", "0", "--max-task", "2", "--reprob", "0.5", "--aa", "rand-m9-mstd0.5-inc1"]
     for workers in ("0", "2"):

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from campaign import campaign
 from jobs import ROOT, TIMEOUT, TINY, Job, assert_equal, assert_same_results, checkpoints, finish, folders, logs, run, states
 from torch.distributed import TCPStore
 
@@ -53,6 +54,12 @@ def test_killed_anywhere(place, tmp_path, undisturbed):
     assert status(tmp_path)["status"] == "running"
     resume(tmp_path)
     assert_same_results(tmp_path, undisturbed(1))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_random(processes):
+    """A few of the kills of campaign.py, which makes more when it is called with a number of them."""
+    campaign(3, processes=processes)
 
 
 @pytest.mark.parametrize("place", ["forward:9:rank1", "step:12:rank0", "exemplars:4:rank1", "writing:12:rank0"])
@@ -266,7 +273,7 @@ def wait_for(condition, pause=0.05):
 
 
 def test_the_slurm_job_of_the_readme(tmp_path):
-    """Asked to stop, twice, it saves on every process and has itself queued again; then it goes on."""
+    """Asked to stop, more than once, it saves on every process and has itself queued again; then it goes on."""
     text = (ROOT / "README.md").read_text()
     (script,) = re.findall(r"```bash\n(#!/usr/bin/env bash\n#SBATCH.*?)```", text, flags=re.DOTALL)
     options = shlex.join([*TINY, "--no-debug", "--epochs", "1000", "--base-epochs", "1000"])
@@ -279,13 +286,18 @@ def test_the_slurm_job_of_the_readme(tmp_path):
     for begun in (lambda: list(tmp_path.glob("runs/**/*epoch-3-step-0.json")), lambda: "\nresumed from task-1-" in said()):
         job = bash(["-c", script], tmp_path, **environment)
         wait_for(begun)
-        job.send_signal(signal.SIGTERM)
+        for _ in range(3):
+            job.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
         for child in children(job.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGTERM)
-        job.wait(TIMEOUT)
+        assert job.wait(TIMEOUT) == 75
         assert said().strip().splitlines()[-1].startswith("rank 0: error: stopped at task-1-training-epoch-"), said()
     assert (tmp_path / "scontrol").read_text() == "requeue 7\n" * 2
+    soon = script.replace("--resume", "--resume-anyway --epochs 2 --base-epochs 2 --max-task 1 --resume")
+    job = bash(["-c", soon], tmp_path, **environment)
+    assert job.wait(TIMEOUT) == 0, said()  # what is done is done for SLURM, too
 
 
 def test_asked_to_stop_while_it_starts_again(tmp_path, undisturbed):

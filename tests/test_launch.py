@@ -63,6 +63,20 @@ def test_what_train_sh_is_told(monkeypatch, tmp_path, capsys):
     assert launched(monkeypatch, tmp_path, NonFiniteLoss("why")) == 5
 
 
+@pytest.mark.parametrize(
+    "environment, code, told",
+    [
+        ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}, 1, "error: the processes of this job did not find each other: "),
+        ({"MASTER_ADDR": "127.0.0.1"}, 2, "error: the environment does not describe a process group: "),
+    ],
+)
+def test_no_other_process(environment, code, told, tmp_path):
+    argv = [*TINY, *folders(tmp_path), "--process-timeout", "1"]
+    job = run(argv, tmp_path, environment={"RANK": "1", "WORLD_SIZE": "2", **environment})
+    assert job.codes == [code] and job.said().splitlines()[-1].startswith(told)
+    assert "Traceback" not in job.said()
+
+
 def test_nobody_reads(tmp_path):
     argv = [sys.executable, "main.py", *TINY, *folders(tmp_path), "--max-task", "1"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:

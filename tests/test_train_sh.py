@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from jobs import ROOT, TINY, folders
@@ -24,7 +25,11 @@ def train_sh(*words, cwd=ROOT, **environment):
         (["cpu"], {"NNODES": "x"}, "error: NNODES: expects a whole number, not 'x'"),
         (["cpu"], {"NNODES": "2"}, "error: MASTER_ADDR: several machines need the address of the first"),
         (["cpu"], {"MAX_RESTARTS": "-1"}, "error: MAX_RESTARTS: expects a whole number, not '-1'"),
+        (["cpu"], {"NNODES": "0"}, "error: NNODES: expects at least 1, not 0"),
+        (["cpu"], {"MASTER_PORT": "99999"}, "error: MASTER_PORT: expects at most 65535, not 99999"),
         (["cpu"], {"MAIN": "nowhere.py"}, "error: MAIN: there is no file nowhere.py"),
+        (["cpu"], {"PYTHON": "nowhere/python"}, "error: PYTHON: there is no interpreter nowhere/python"),
+        (["cpu"], {"TMPDIR": "/dev/null"}, "error: TMPDIR: cannot make a folder in /dev/null"),
     ],
 )
 def test_what_cannot_be_started(words, environment, told):
@@ -37,6 +42,34 @@ def test_from_a_folder_with_the_same_names(tmp_path):
     (tmp_path / "continual" / "__init__.py").write_text("raise ImportError('not mine')\n")
     done = train_sh("cpu", "--embed-dims", "3", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "command line: 'embed-dims': no such option; the nearest is embed_dim\n")
+
+
+def test_several_processes_without_a_gpu(tmp_path):
+    done = train_sh("0,1", *TINY, "--device", "cuda", *folders(tmp_path), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert "error: device: " in done.stderr and done.stderr.count("error") == 1
+
+
+LATE = """
+import os, pathlib, signal, sys, time
+job = pathlib.Path(os.environ["DYTOX_JOB"])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+(job / "pid-0").write_text(str(os.getpid()))
+(job / "exit").write_text("75\\nerror: stopped and saved\\n")
+time.sleep(60)
+"""
+
+
+def test_asked_to_stop_when_all_is_said(tmp_path):
+    """After the processes have told train.sh why they end, but before torchrun has noticed that."""
+    (tmp_path / "late.py").write_text(LATE)
+    words = ["bash", str(ROOT / "train.sh"), "cpu"]
+    env = {**os.environ, "PYTHON": sys.executable, "MAIN": str(tmp_path / "late.py"), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(words, env=env) as job:
+        while not list(tmp_path.glob("tmp.*/exit")):
+            time.sleep(0.05)
+        job.terminate()
+        assert job.wait() == 75
 
 
 def test_a_refusal_after_the_start_is_one_line(tmp_path):
