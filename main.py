@@ -104,7 +104,10 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
     freeze(run.model, phase.frozen, eval_mode=options.finetune.freeze_eval)
     distributed.share_buffers(run.model)  # what is frozen may use them from here on
     optimizer = optim.build_optimizer(run.model, options.optim, phase.lr)
-    schedule = Schedule(optimizer, options.optim, epochs=phase.epochs, warmup_lr=phase.warmup_lr) if phase.scheduled else None
+    schedule = None
+    if phase.scheduled:
+        rates = {"epochs": phase.epochs, "warmup_lr": phase.warmup_lr, "epochs_done": run.position.epoch}
+        schedule = Schedule(optimizer, options.optim, **rates)
     sam = recipe.sam(options, run.model, phase)
     run.enter(Progress(optimizer, schedule, sam))
 

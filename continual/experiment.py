@@ -65,6 +65,8 @@ class Experiment:
             "replicas": self.replicas,
             "class_order": list(self.benchmark.class_order),
             "classes_per_task": [task.nb_new for task in self.benchmark.tasks],
+            "training_images": len(self.benchmark.train_samples.y),
+            "test_images": len(self.benchmark.test_samples.y),
         }
 
     def begin(self, run: Run) -> None:
@@ -111,7 +113,8 @@ class Experiment:
     def resume(self, run: Run) -> None:
         """Go on from the newest valid checkpoint, or from the end of task `start_task` - 1; the next resume does alike.
 
-        A run that ended before its first checkpoint begins again.
+        A run that ended before its first checkpoint begins again. One that goes on as another experiment (`resume_anyway`)
+        begins the epoch under way again, with an optimizer made anew. What is written, is written once all of it fits.
         """
         options = self.options.run
 
@@ -128,15 +131,18 @@ class Experiment:
             self.begin(run)
         else:
             refuse_another(manifest["identity"], self.identity(), anyway=options.resume_anyway)
-            run.load_state_dict(state, seconds=manifest["seconds"])
+            another = manifest["identity"] != self.identity()
+            run.load_state_dict(state, seconds=manifest["seconds"], another=another)
+            recipe.check_classes(self.benchmark.tasks, run.position.task, run.model, afresh=options.retrain_scratch)
             run.report.say(f"resumed from {manifest['name']}: {run.position}")
         if options.eval:
             return
         if options.start_task:
             self.save(run, self.benchmark.tasks[options.start_task - 1], finished=True)  # from now on the newest
             distributed.keep("went back", "yes")
-        elif state is not None and manifest["identity"] != self.identity():
+        elif state is not None and another:
             self.save(run, self.benchmark.tasks[min(run.position.task, len(self.benchmark.tasks) - 1)])
+        run.report.cut_off()
         distributed.on_main(partial(folders.keep_options, self.place, self.options))
 
     def summary_of_finished(self) -> dict | None:

@@ -38,6 +38,7 @@ def prepare(options: Options) -> tuple[Options, Place]:
     A job that torchrun starts again goes on with the run it began, so the options may come back changed.
     Raises CheckpointError if a folder cannot be made, or if there is nothing to resume.
     """
+    options = replace(options, data_path=os.path.abspath(os.path.expanduser(options.data.data_path)))  # wherever it is resumed
     begun = distributed.kept("run")
     if begun is not None:
         start_task = 0 if distributed.kept("went back") else options.run.start_task

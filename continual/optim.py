@@ -1,5 +1,6 @@
 """How weights move: learning rates, optimizer and schedule (timm's), and sharpness-aware minimisation (DyTox++)."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -46,9 +47,19 @@ class Schedule:
 
     So epochs 0 and 1 both run at the first rate, and epoch e at schedule(e - 1), as in DeiT and the released code. The rate
     of an epoch depends on its number alone, except for "plateau", which looks at the training loss.
+
+    epochs_done: how many lie behind; whether the rate would have fallen on a plateau in them, it does not know.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, options: Optimisation, *, epochs: int, warmup_lr: float):
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        options: Optimisation,
+        *,
+        epochs: int,
+        warmup_lr: float,
+        epochs_done: int = 0,
+    ):
         self.scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=options.sched,
@@ -67,6 +78,8 @@ class Schedule:
         self.plateau = options.sched == "plateau"
         if self.plateau and not options.warmup_epochs:
             self.scheduler.warmup_t = -1  # timm warms up in epoch 0 even so, and would stay at `warmup_lr`
+        if epochs_done:
+            self.step(epochs_done - 1, math.inf)
 
     def step(self, epoch: int, loss: float) -> None:
         """Call after epoch `epoch`, whose mean training loss was `loss`."""

@@ -183,11 +183,26 @@ def merged(benchmark: Benchmark, task: Task) -> tuple[Task, Samples]:
 
 
 def newest_task(tasks: Sequence[Task], model: nn.Module) -> Task:
-    """The task whose classes the model knows already. Raises CheckpointError if it knows none."""
+    """The task whose classes the model knows already. Raises CheckpointError if it knows none, or more than these."""
+    if sum(model.classes) > tasks[-1].nb_seen:
+        raise CheckpointError(f"the model knows {sum(model.classes)} classes; {len(tasks)} tasks (max_task) have fewer")
     known = [task for task in tasks if task.nb_seen <= sum(model.classes)]
     if not known:
         raise CheckpointError("the checkpoint is of the very start: there is no task yet to evaluate")
     return known[-1]
+
+
+def check_classes(tasks: Sequence[Task], index: int, model: nn.Module, *, afresh: bool) -> None:
+    """Raise CheckpointError unless a model has learned all tasks before `index`, or this one with them.
+
+    afresh: as one task, for every task brings a new model.
+    """
+    sizes = [task.nb_new for task in tasks]
+    fitting = [sizes[:index], sizes[: index + 1]]
+    if afresh:
+        fitting = [[sum(each)] if each else [] for each in fitting]
+    if list(model.classes) not in fitting:
+        raise CheckpointError(f"the model has learned tasks of {list(model.classes)} classes; the options make other tasks")
 
 
 def selects_on_augmented(options: Rehearsal) -> bool:

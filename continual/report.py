@@ -83,15 +83,15 @@ class Report:
         if self.console:
             say(text)
 
-    def epoch(self, title: str, *, epoch: int, nb_epochs: int, nb_steps: int, first_step: int = 0) -> "Progress":
-        """Progress of one epoch: `with report.epoch("task 2/5 training", ...) as progress: progress.step(...)`.
+    def epoch(self, title: str, *, epoch: int, nb_epochs: int, nb_steps: int, first_step: int = 0) -> "EpochBar":
+        """EpochBar of one epoch: `with report.epoch("task 2/5 training", ...) as progress: progress.step(...)`.
 
         title: names the phase; epochs of equal title share one estimate of the time left. epoch: counts from 0.
         nb_steps: steps of a whole epoch. first_step: steps done before, when an epoch is resumed.
         """
         if self._pace.title != title:
             self._pace = Pace(title)
-        return Progress(self, self._pace, epoch=epoch, nb_epochs=nb_epochs, nb_steps=nb_steps, first_step=first_step)
+        return EpochBar(self, self._pace, epoch=epoch, nb_epochs=nb_epochs, nb_steps=nb_steps, first_step=first_step)
 
     # What is measured.
 
@@ -237,7 +237,7 @@ class Report:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`: evaluations written after it are cut off, since the resumed run makes them again.
+        """Go on from `state_dict`; `cut_off` then removes the evaluations written after it.
 
         When lines are missing from evaluations.jsonl, this is said, and the file goes on from what there is.
         """
@@ -252,7 +252,10 @@ class Report:
             whole_lines = content.rfind(b"\n") + 1
             self.say(f"warning: {path} lost {self._nb_bytes - whole_lines} of {self._nb_bytes} bytes; going on without them")
             self._nb_bytes = whole_lines
-        if len(content) > self._nb_bytes:
+
+    def cut_off(self) -> None:
+        """Remove the evaluations written after the state that was loaded: the resumed run makes them again."""
+        if self.folder is not None and (path := self.folder / EVALUATIONS).exists() and path.stat().st_size > self._nb_bytes:
             os.truncate(path, self._nb_bytes)
 
     def _append(self, record: Mapping[str, Any]) -> None:
@@ -275,7 +278,7 @@ class Pace:
         self.last_line = monotonic()
 
 
-class Progress:
+class EpochBar:
     """One epoch: a bar on a terminal that vanishes at the end, and a plain line at the end of (some) epochs everywhere.
 
     Every epoch of a phase gets its line, unless epochs are short or many: then about ten per phase do. The last one
@@ -293,7 +296,7 @@ class Progress:
         self._bar: tqdm | None = None
         self._start = self._refreshed = monotonic()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "EpochBar":
         self._start = self._refreshed = monotonic()
         if self._report.console and sys.stderr.isatty():
             self._bar = tqdm(

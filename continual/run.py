@@ -112,14 +112,16 @@ class Run:
             "teacher": _model_state(self.teacher) if self.teacher is not None else None,
             "memory": memory_state(self.memory),
             "report": self.report.state_dict(),
-            "progress": self.progress.state_dict() if self.progress is not None else None,
+            "progress": self._resumed if self.progress is None else self.progress.state_dict(),
             "last": self.last,
         }
 
-    def load_state_dict(self, state: dict[str, Any], *, seconds: float = 0.0) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, seconds: float = 0.0, another: bool = False) -> None:
         """Go on from `state_dict`. seconds: how long the run took up to there; it is no part of the state.
 
-        Raises CheckpointError if it is not of a run, or if the weights do not fit the model that `build` makes.
+        another: with other options than before, which the optimizer, the schedule and the batches of the epoch under way do not
+        fit; that epoch begins again, without them.
+        Raises CheckpointError if it is not of a run, or if the weights or the memory do not fit.
         """
         try:
             self.position = Position(**state["position"])
@@ -129,10 +131,12 @@ class Run:
                 self.teacher = self._grown(state["teacher"]).eval().requires_grad_(False)
             load_memory(self.memory, state["memory"])
             self.report.load_state_dict(state["report"])
-            self._resumed = state["progress"]
+            self._resumed = None if another else state["progress"]
             self.last = state["last"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint does not hold the state of a run ({one_line(error)[:300]})") from error
+        if another:
+            self.position = replace(self.position, step=0)
         self._seconds_before, self._begun = seconds, time.monotonic()
 
     def _grown(self, state: dict[str, Any]) -> nn.Module:
@@ -167,7 +171,10 @@ def memory_state(memory: Memory) -> dict[str, Any]:
 
 
 def load_memory(memory: Memory, state: dict[str, Any]) -> None:
-    """The inverse of `memory_state`, into `memory`."""
+    """The inverse of `memory_state`, into `memory`. Raises CheckpointError if that is kept apart for more or fewer replicas."""
+    replicas = sorted(set(state["replica"].tolist()))
+    if replicas and replicas != list(range(memory.nb_replicas)):
+        raise CheckpointError(f"its memories are those of {len(replicas)} replica(s); the options ask for {memory.nb_replicas}")
     x = state["x"]
     if isinstance(x, torch.Tensor):
         x = x.numpy()

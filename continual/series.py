@@ -7,7 +7,7 @@ import torch
 
 from continual import distributed, folders
 from continual.checkpoint import as_identity, refuse_another
-from continual.errors import OptionsError
+from continual.errors import CheckpointError, OptionsError
 from continual.files import write_json
 from continual.folders import Place
 from continual.options import STORED, Options, parse, replace, to_yaml
@@ -23,6 +23,8 @@ def run_all(main: Main, options: Options, device: torch.device, stop: distribute
     """
     options, place = distributed.on_main(lambda: folders.prepare(options))
     runs = of_series(options)
+    if options.run.resume:
+        distributed.on_main(lambda: _check_kind(place, options))
     if not runs:
         main(options, place, device, stop)
         return
@@ -74,9 +76,20 @@ def _summary(logs: Path, options: Options) -> dict | None:
     return read_summary(logs) if unchanged else None
 
 
+def _check_kind(place: Place, options: Options) -> None:
+    """Raise CheckpointError if the folder to resume is of a single run, and the options of a series, or the other way round."""
+    kinds = ["that of a series" if of_series(each) else "that of a single run" for each in (_begun_with(place), options)]
+    if kinds[0] != kinds[1]:
+        raise CheckpointError(f"{place.checkpoints}: this folder is {kinds[0]}; seeds or class_order make it {kinds[1]}")
+
+
+def _begun_with(place: Place) -> Options:
+    return parse(["--options", str(place.checkpoints / STORED)])
+
+
 def _keep_options(place: Place, options: Options) -> None:
     """Of a resumed series. Raises CheckpointError if they make another experiment of it; seeds may join it."""
-    begun_with = replace(parse(["--options", str(place.checkpoints / STORED)]), seeds=options.run.seeds)
+    begun_with = replace(_begun_with(place), seeds=options.run.seeds)
     refuse_another(as_identity(begun_with), as_identity(options))
     folders.keep_options(place, options)
 

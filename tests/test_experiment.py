@@ -49,6 +49,15 @@ def test_start_task_counts_even_if_killed_at_once(copy, done):
     assert_same_results(copy, done)
 
 
+def test_start_task_that_cannot_be_written(copy):
+    """Nothing of the run that went further is lost before the checkpoint is there."""
+    before = (logs(copy) / "evaluations.jsonl").read_bytes()
+    job = run(["--resume", str(checkpoints(copy)), "--start-task", "1"], copy, most_bytes=60_000)
+    assert job.codes == [4] and "error: could not write " in job.said()
+    assert "resumed from task-3-finished" in finish(["--resume", str(checkpoints(copy))], copy).said()
+    assert (logs(copy) / "evaluations.jsonl").read_bytes() == before
+
+
 def test_start_task_without_its_checkpoint(copy):
     job = run(["--resume", str(checkpoints(copy)), "--start-task", "4", "--max-task", "5"], copy)
     assert job.codes == [4] and "no valid checkpoint of the end of task 3 (--start-task 4)" in job.said()
@@ -72,20 +81,64 @@ def test_another_experiment_is_refused(change, told, done):
     assert {path: path.stat().st_mtime_ns for path in checkpoints(done).iterdir()} == before
 
 
-def test_another_experiment_if_one_insists(tmp_path):
-    """From then on it is this one: the next resume needs no word of it."""
-    assert run([*THREE_TASKS, *folders(tmp_path)], tmp_path, fault="term:step:2").codes == [75]
-    changed = ["--lr", "1e-3", "--max-task", "1", "--resume-anyway"]
-    job = run(["--resume", str(checkpoints(tmp_path)), *changed], tmp_path, fault="kill:data:1")
-    assert job.codes == [-9] and "resumed from task-1-training-epoch-1-step-2" in job.said()
-    assert "Task 1/1 learned" in finish(["--resume", str(logs(tmp_path))], tmp_path).said()
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped in the second epoch of its second task."""
+    folder = tmp_path_factory.mktemp("stopped")
+    assert run([*TINY, *folders(folder)], folder, fault="term:step:7").codes == [75]
+    assert "task-2-training-epoch-2-step-1" in states(checkpoints(folder))
+    return folder
 
 
-def test_another_model_even_if_one_insists(copy):
-    job = run(["--resume", str(checkpoints(copy)), "--embed-dim", "32", "--resume-anyway", "--start-task", "1"], copy)
-    assert job.codes == [4]
-    assert "error: the weights of the checkpoint are of another model: " in job.said()
-    assert "Traceback" not in job.said()
+@pytest.fixture
+def insist(stopped, tmp_path):
+    """Resumes copies of that run with other options."""
+
+    def resumed(name, *changed, **how):
+        shutil.copytree(stopped, tmp_path / name)
+        return run(["--resume", str(checkpoints(tmp_path / name)), *changed, "--resume-anyway"], tmp_path / name, **how)
+
+    return resumed
+
+
+def test_another_experiment_if_one_insists(insist, tmp_path):
+    """From then on it is this one: the next resume needs no word of it, and changes nothing."""
+    changed = ["--warmup-lr", "1e-3", "--weight-decay", "0.5", "--smoothing", "0.2"]
+    assert insist("a", *changed).codes == [0]
+    job = insist("b", *changed, fault="kill:data:1")
+    assert job.codes == [-9] and "resumed from task-2-training-epoch-2-step-1: task-2-training-epoch-2-step-0" in job.said()
+    finish(["--resume", str(checkpoints(tmp_path / "b"))], tmp_path / "b")
+    assert_same_results(tmp_path / "b", tmp_path / "a")
+    insist("plain")
+    after = "task-2-finetuning-epoch-1-step-0"
+    used, before = (states(checkpoints(tmp_path / name))[after]["last"]["lr"] for name in ("a", "plain"))
+    assert used > 10 * before  # in the epoch under way
+
+
+@pytest.mark.parametrize("changed", [["--opt", "sgd", "--freeze-task", "sab"], ["--sched", "plateau", "--sam-rho", "0.1"]])
+def test_another_optimizer_if_one_insists(changed, insist):
+    job = insist("x", *changed)
+    assert job.codes == [0], job.said()
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [
+        (["--embed-dim", "32"], "the weights of the checkpoint are of another model: "),
+        (["--increment", "4"], "the model has learned tasks of [2, 2] classes; the options make other tasks"),
+        (
+            ["--retrain-scratch", "--memory-size", "0", "--finetuning", "", "--no-auto-kd"],
+            "the model has learned tasks of [2, 2] classes; the options make other tasks",
+        ),
+        (["--distributed-memory"], "its memories are those of 1 replica(s); the options ask for 2"),
+    ],
+)
+def test_what_cannot_go_on_even_if_one_insists(changed, told, insist, stopped, tmp_path):
+    job = insist("x", *changed)
+    assert job.codes == [4] and f"error: {told}" in job.said() and "Traceback" not in job.said()
+    for side in (checkpoints, logs):
+        assert (side(tmp_path / "x") / "options.yaml").read_bytes() == (side(stopped) / "options.yaml").read_bytes()
+    assert list(states(checkpoints(tmp_path / "x"))) == list(states(checkpoints(stopped)))
 
 
 def test_falls_back_to_the_newest_valid_one(copy, done):
@@ -155,6 +208,11 @@ def test_evaluation_only_writes_nothing(copy):
     assert not [path for path in set(now) - set(before) if "output-" not in path.name]
 
 
+def test_evaluation_is_of_all_that_was_learned(done):
+    job = run(["--resume", str(checkpoints(done)), "--eval", "--max-task", "1"], done)
+    assert job.codes == [4] and "error: the model knows 6 classes; 1 tasks (max_task) have fewer" in job.said()
+
+
 def test_more_tasks_than_before(tmp_path, done):
     finish([*THREE_TASKS, *folders(tmp_path), "--max-task", "2"], tmp_path)
     finish(["--resume", str(checkpoints(tmp_path)), "--max-task", "3"], tmp_path)
@@ -163,7 +221,7 @@ def test_more_tasks_than_before(tmp_path, done):
 
 
 def test_exemplars_that_are_files(tmp_path):
-    """The memory keeps where they are below the data folder, which may move."""
+    """The memory keeps where they are below the data folder, which may move, but should not grow."""
     data = tmp_path / "data"
     write_image_tree(data, ["ant", "bee", "cat", "dog"], 9, 2, 8)
     argv = [*TINY, "--data-set", "folder", "--data-path", str(data), "--memory-size", "8", "--batch-size", "4"]
@@ -171,5 +229,10 @@ def test_exemplars_that_are_files(tmp_path):
     job = run([*argv, *folders(tmp_path / "b")], tmp_path, fault="kill:step:7")
     assert job.codes == [-9]
     data.rename(tmp_path / "elsewhere")
+    another = tmp_path / "elsewhere/train/ant/another.JPEG"
+    shutil.copy(another.with_name("ant_0.JPEG"), another)
+    job = run(["--resume", str(checkpoints(tmp_path / "b")), "--data-path", str(tmp_path / "elsewhere")], tmp_path)
+    assert job.codes == [4] and "training_images was 36, is 37" in job.said()
+    another.unlink()
     finish(["--resume", str(checkpoints(tmp_path / "b")), "--data-path", str(tmp_path / "elsewhere")], tmp_path)
     assert_same_results(tmp_path / "b", tmp_path / "a")

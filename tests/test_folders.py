@@ -28,6 +28,14 @@ def test_both_know_each_other(tmp_path):
     assert again.run.name == options.run.name == "a"
 
 
+def test_the_data_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, place = made(tmp_path, "--data-path", "images")
+    monkeypatch.chdir("/")
+    options, _ = prepare(parse(["--resume", str(place.logs)]))
+    assert options.data.data_path == str(tmp_path / "images")
+
+
 def of(folder, *, name="dytox", log_category="2-2", data_set="CIFAR", logs="logs"):
     run = [f"--name={name}", f"--log-category={log_category}", f"--data-set={data_set}"]
     return parse([*run, "--log-path", str(folder / logs), "--output-basedir", str(folder / "ckpt")])

@@ -123,6 +123,16 @@ def test_every_schedule_on_offer_ends_below_its_peak(sched):
     assert used[-1] < 0.5 * max(used)
 
 
+@pytest.mark.parametrize("sched", ["cosine", "tanh", "step", "poly"])
+def test_a_schedule_that_begins_late(sched):
+    options = Optimisation(sched=sched, warmup_epochs=2, decay_epochs=4, decay_rate=0.5)
+    used = rates(options, lr=1e-2, epochs=9, warmup_lr=1e-4)
+    for done, rate in enumerate(used):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-2)
+        Schedule(optimizer, options, epochs=9, warmup_lr=1e-4, epochs_done=done)
+        assert optimizer.param_groups[0]["lr"] == rate
+
+
 def test_a_plateau_is_seen_in_the_loss():
     options = Optimisation(sched="plateau", warmup_epochs=0, patience_epochs=2, decay_rate=0.1)
 

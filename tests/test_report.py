@@ -174,6 +174,7 @@ def test_a_resumed_run_repeats_nothing(tmp_path):
 
     resumed = Report(broken, nb_tasks=2, console=False)
     resumed.load_state_dict(saved)
+    resumed.cut_off()
     evaluate(resumed, 1, 0.2, 0.1, final=False)
     evaluate(resumed, 1, 0.5, 0.7)
     assert resumed.finish(nb_parameters=1, nb_exemplars=1, seconds=1.0) == expected
@@ -191,6 +192,7 @@ def test_lines_lost_from_the_disk_are_told_and_what_is_there_is_kept(tmp_path, c
 
     report = Report(tmp_path, nb_tasks=3, console=True)
     report.load_state_dict(state)
+    report.cut_off()
     assert re.fullmatch(r"warning: .*evaluations.jsonl lost \d+ of \d+ bytes.*\n", capsys.readouterr().out)
     evaluate(report, 2, 0.6, 0.8, 0.4)
     assert [line["task"] for line in lines(tmp_path)] == [0, 2]

@@ -74,4 +74,14 @@ def test_evaluating_a_series_begins_no_run(tmp_path):
 def test_one_run_is_no_series(tmp_path):
     finish([*TINY, "--max-task", "1", *folders(tmp_path)], tmp_path)
     assert not list(tmp_path.rglob("series.json"))
-    assert checkpoints(tmp_path)
+    job = run(["--resume", str(checkpoints(tmp_path)), "--seeds", "0", "1"], tmp_path)
+    assert job.codes == [4]
+    assert job.said().endswith("this folder is that of a single run; seeds or class_order make it that of a series\n")
+    assert not list(tmp_path.rglob("seed-0"))
+
+
+def test_a_series_is_no_run(tmp_path):
+    assert run([*SERIES, *folders(tmp_path)], tmp_path, fault="term:step:2").codes == [75]
+    job = run(["--resume", str(top(tmp_path, "checkpoints")), "--seeds"], tmp_path)
+    assert job.codes == [4]
+    assert job.said().endswith("this folder is that of a series; seeds or class_order make it that of a single run\n")
