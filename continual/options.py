@@ -362,7 +362,7 @@ class Run(Section):
     seed: int = option(0, "seed of every random draw", NOT_NEGATIVE)
     seeds: tuple[int, ...] = option((), "one run per seed; results as mean and standard deviation", NOT_NEGATIVE)
     resume: str = option("", "folder of checkpoints to continue from, exactly; its stored options come below --options")
-    resume_anyway: bool = option(False, "resume although the options differ from the stored ones; the epoch under way begins again")
+    resume_anyway: bool = option(False, "resume with other options than the stored ones; the epoch under way begins again")
     start_task: int = option(0, "with resume: index of the first task to train", NOT_NEGATIVE)
     max_task: int | None = option(None, "stop after so many tasks", COUNT)
     save_every_epoch: int | None = option(None, "epochs between checkpoints; none: see save_every_minutes", COUNT)
