@@ -22,7 +22,6 @@ from continual.dytox import Outputs, freeze
 from continual.experiment import Experiment, prepare
 from continual.launch import launch
 from continual.mixing import mixing
-from continual.optim import Schedule
 from continual.randomness import seed_of, seeded
 from continual.report import Report
 from continual.run import Progress, Run
@@ -104,10 +103,7 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
     freeze(run.model, phase.frozen, eval_mode=options.finetune.freeze_eval)
     distributed.share_buffers(run.model)  # what is frozen may use them from here on
     optimizer = optim.build_optimizer(run.model, options.optim, phase.lr)
-    schedule = None
-    if phase.scheduled:
-        rates = {"epochs": phase.epochs, "warmup_lr": phase.warmup_lr, "epochs_done": run.position.epoch}
-        schedule = Schedule(optimizer, options.optim, **rates)
+    schedule = recipe.schedule(options, optimizer, phase, epochs_done=run.position.epoch)
     sam = recipe.sam(options, run.model, phase)
     run.enter(Progress(optimizer, schedule, sam))
 

@@ -32,8 +32,8 @@ command -v "$python" >/dev/null || refuse "PYTHON: there is no interpreter $pyth
 for name in NNODES NODE_RANK MASTER_PORT MAX_RESTARTS; do
     [[ ${!name:-0} =~ ^[0-9]{1,9}$ ]] || refuse "$name: expects a whole number, not '${!name}'"
 done
-[[ -z ${NNODES:-} || $NNODES -ge 1 ]] || refuse "NNODES: expects at least 1, not $NNODES"
-[[ ${MASTER_PORT:-0} -le 65535 ]] || refuse "MASTER_PORT: expects at most 65535, not $MASTER_PORT"
+[[ 10#${NNODES:-1} -ge 1 ]] || refuse "NNODES: expects at least 1, not $NNODES"
+[[ 10#${MASTER_PORT:-0} -le 65535 ]] || refuse "MASTER_PORT: expects at most 65535, not $MASTER_PORT"
 [[ -z ${NNODES:-} || -n ${MASTER_ADDR:-} ]] || refuse "MASTER_ADDR: several machines need the address of the first"
 
 # A wrong option is answered at once, without starting any process.
@@ -54,7 +54,8 @@ else
     where=(--standalone) # a free port of its own
 fi
 
-DYTOX_JOB=$(mktemp -d 2>/dev/null) || refuse "TMPDIR: cannot make a folder in ${TMPDIR:-/tmp}" # where the processes leave word for this script
+# Where the processes leave word for this script.
+DYTOX_JOB=$(mktemp -d 2>/dev/null) || refuse "TMPDIR: cannot make a folder in ${TMPDIR:-/tmp}"
 export DYTOX_JOB
 trap 'rm -rf "$DYTOX_JOB"' EXIT
 

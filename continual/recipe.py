@@ -5,12 +5,13 @@ from functools import partial
 
 import numpy as np
 from torch import nn
+from torch.optim import Optimizer
 
 from continual.datasets import Benchmark, Images, Samples, load
 from continual.engine import Beside, Loading
 from continual.errors import CheckpointError
 from continual.losses import Objective, binary_cross_entropy, cross_entropy
-from continual.optim import Sam, scaled_lr, trained
+from continual.optim import Sam, Schedule, scaled_lr, trained
 from continual.options import Data, Losses, Optimisation, Options, Rehearsal
 from continual.rehearsal import Memory
 from continual.samplers import MemorySampler, StepSampler
@@ -131,6 +132,13 @@ def beside(
         nb_replays=nb_replays,
         weight_new=1 / (task.index + 1),
     )
+
+
+def schedule(options: Options, optimizer: Optimizer, phase: Phase, *, epochs_done: int) -> Schedule | None:
+    """The learning rates of a phase, None if they stay as they are. epochs_done: how many of its epochs lie behind."""
+    if not phase.scheduled:
+        return None
+    return Schedule(optimizer, options.optim, epochs=phase.epochs, warmup_lr=phase.warmup_lr, epochs_done=epochs_done)
 
 
 def sam(options: Options, model: nn.Module, phase: Phase) -> Sam | None:

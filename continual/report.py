@@ -84,7 +84,7 @@ class Report:
             say(text)
 
     def epoch(self, title: str, *, epoch: int, nb_epochs: int, nb_steps: int, first_step: int = 0) -> "EpochBar":
-        """EpochBar of one epoch: `with report.epoch("task 2/5 training", ...) as progress: progress.step(...)`.
+        """The bar of one epoch: `with report.epoch("task 2/5 training", ...) as bar: bar.step(...)`.
 
         title: names the phase; epochs of equal title share one estimate of the time left. epoch: counts from 0.
         nb_steps: steps of a whole epoch. first_step: steps done before, when an epoch is resumed.

@@ -78,6 +78,8 @@ def _summary(logs: Path, options: Options) -> dict | None:
 
 def _check_kind(place: Place, options: Options) -> None:
     """Raise CheckpointError if the folder to resume is of a single run, and the options of a series, or the other way round."""
+    if not (place.checkpoints / STORED).exists():
+        return
     kinds = ["that of a series" if of_series(each) else "that of a single run" for each in (_begun_with(place), options)]
     if kinds[0] != kinds[1]:
         raise CheckpointError(f"{place.checkpoints}: this folder is {kinds[0]}; seeds or class_order make it {kinds[1]}")
