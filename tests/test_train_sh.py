@@ -67,9 +67,10 @@ def test_asked_to_stop_when_all_is_said(tmp_path):
     env = {**os.environ, "PYTHON": sys.executable, "MAIN": str(tmp_path / "late.py"), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(words, env=env) as job:
         while not list(tmp_path.glob("tmp.*/exit")):
+            assert job.poll() is None
             time.sleep(0.05)
         job.terminate()
-        assert job.wait() == 75
+        assert job.wait(60) == 75
 
 
 def test_a_refusal_after_the_start_is_one_line(tmp_path):
