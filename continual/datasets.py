@@ -31,6 +31,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from continual.errors import DataError, OptionsError, one_line
+from continual.files import absolute
 from continual.randomness import seed_of, seeded
 from continual.tasks import Task
 
@@ -378,7 +379,7 @@ def _find(data_set: str) -> _Source:
 
 def _root(source: _Source, data_path: str | None) -> str | None:
     if data_path:
-        return os.path.abspath(os.path.expanduser(data_path))
+        return absolute(data_path)
     if source.needs_path:
         raise OptionsError(f"data_path: {source.name} needs the folder that holds it (or may be downloaded to)")
     return None

@@ -11,6 +11,11 @@ from typing import Any, BinaryIO
 SAFE_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_.+-]{0,127}")  # one folder name, nothing that a shell would act on
 
 
+def absolute(path: str) -> str:
+    """The same place from whatever folder it is looked for later; `~` is the home folder, and no path stays none."""
+    return os.path.abspath(os.path.expanduser(path)) if path else path
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file so that after a crash there is the old one or the new one. Raises OSError, and then leaves no half file."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from continual import distributed
 from continual.errors import CheckpointError
-from continual.files import write_json
+from continual.files import absolute, write_json
 from continual.options import STORED, Options, dump, replace
 
 PLACE = "run.json"
@@ -38,7 +38,7 @@ def prepare(options: Options) -> tuple[Options, Place]:
     A job that torchrun starts again goes on with the run it began, so the options may come back changed.
     Raises CheckpointError if a folder cannot be made, or if there is nothing to resume.
     """
-    options = replace(options, data_path=os.path.abspath(os.path.expanduser(options.data.data_path)))  # wherever it is resumed
+    options = replace(options, data_path=absolute(options.data.data_path))  # wherever it is resumed
     begun = distributed.kept("run")
     if begun is not None:
         start_task = 0 if distributed.kept("went back") else options.run.start_task

@@ -31,9 +31,11 @@ def test_both_know_each_other(tmp_path):
 def test_the_data_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, place = made(tmp_path, "--data-path", "images")
+    _, without = made(tmp_path, "--data-path", "")
     monkeypatch.chdir("/")
     options, _ = prepare(parse(["--resume", str(place.logs)]))
     assert options.data.data_path == str(tmp_path / "images")
+    assert prepare(parse(["--resume", str(without.logs)]))[0].data.data_path == ""
 
 
 def of(folder, *, name="dytox", log_category="2-2", data_set="CIFAR", logs="logs"):
