@@ -35,26 +35,29 @@ def start(device: str, *, timeout: float = 1800.0) -> torch.device:
     device: "auto" (CUDA if there is one), "cuda", "cuda:1", "cpu". timeout: seconds after which a process that does not
     answer ends the job. Raises OptionsError if CUDA is asked for and absent, or the environment is no address.
     """
-    several = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return _device(device)
     patience = timedelta(seconds=timeout)
-    if several:
-        global _agents_store
-        try:
-            with _collective():
-                store, own_rank, size = next(dist.rendezvous("env://", timeout=patience))
-        except ValueError as error:
-            raise OptionsError(f"the environment does not describe a process group: {error}") from None
-        except LostProcess as lost:
-            raise LostProcess(f"the processes of this job did not find each other: {lost}") from lost
-        _agents_store = store.clone()
-        store = dist.PrefixStore(f"start {nb_restarts()}", store)
-        _Notes.of_job = _Notes(store.clone(), own_rank, size)
-    chosen = _device(device)
-    if several:
+    store, own_rank, size = _meet(patience)
+    chosen = _device(device)  # now that whoever has none can tell the others
+    with _collective():
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        with _collective():
-            dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=patience)
+        dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=patience)
     return chosen
+
+
+def _meet(patience: timedelta) -> tuple[dist.Store, int, int]:
+    """Find the other processes of the job. Returns the store of this start of it, this process's rank and their number."""
+    global _agents_store
+    try:
+        with _collective("the processes of this job did not find each other: "):
+            store, own_rank, size = next(dist.rendezvous("env://", timeout=patience))
+    except ValueError as error:
+        raise OptionsError(f"the environment does not describe a process group: {error}") from None
+    _agents_store = store.clone()
+    store = dist.PrefixStore(f"start {nb_restarts()}", store)
+    _Notes.of_job = _Notes(store.clone(), own_rank, size)
+    return store, own_rank, size
 
 
 def _device(name: str) -> torch.device:
@@ -122,15 +125,15 @@ def is_main() -> bool:
 
 
 @contextmanager
-def _collective() -> Iterator[None]:
-    """Around whatever waits for other processes: their absence becomes a LostProcess."""
+def _collective(what: str = "") -> Iterator[None]:
+    """Around whatever waits for other processes: their absence becomes a LostProcess, which begins with `what`."""
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or str(error).startswith("DataLoader worker"):
             raise  # a DataLoader notices the death of a worker at any moment
         first_sentence = " ".join(str(error).split()).partition(". ")[0]
-        raise LostProcess(first_sentence[:300]) from error
+        raise LostProcess(what + first_sentence[:300]) from error
 
 
 def barrier() -> None:

@@ -126,13 +126,15 @@ class Experiment:
             return found
 
         state, manifest = distributed.on_main(load)
+        another = state is not None and manifest["identity"] != self.identity()
         if state is None:
             run.report.say("this run ended before its first checkpoint: it begins from the start")
             self.begin(run)
         else:
             refuse_another(manifest["identity"], self.identity(), anyway=options.resume_anyway)
-            another = manifest["identity"] != self.identity()
-            run.load_state_dict(state, seconds=manifest["seconds"], another=another)
+            run.load_state_dict(state, seconds=manifest["seconds"])
+            if another:
+                run.restart_epoch()
             recipe.check_classes(self.benchmark.tasks, run.position.task, run.model, afresh=options.retrain_scratch)
             run.report.say(f"resumed from {manifest['name']}: {run.position}")
         if options.eval:
@@ -140,7 +142,7 @@ class Experiment:
         if options.start_task:
             self.save(run, self.benchmark.tasks[options.start_task - 1], finished=True)  # from now on the newest
             distributed.keep("went back", "yes")
-        elif state is not None and another:
+        elif another:
             self.save(run, self.benchmark.tasks[min(run.position.task, len(self.benchmark.tasks) - 1)])
         run.report.cut_off()
         distributed.on_main(partial(folders.keep_options, self.place, self.options))

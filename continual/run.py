@@ -116,11 +116,9 @@ class Run:
             "last": self.last,
         }
 
-    def load_state_dict(self, state: dict[str, Any], *, seconds: float = 0.0, another: bool = False) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, seconds: float = 0.0) -> None:
         """Go on from `state_dict`. seconds: how long the run took up to there; it is no part of the state.
 
-        another: with other options than before, which the optimizer, the schedule and the batches of the epoch under way do not
-        fit; that epoch begins again, without them.
         Raises CheckpointError if it is not of a run, or if the weights or the memory do not fit.
         """
         try:
@@ -131,13 +129,16 @@ class Run:
                 self.teacher = self._grown(state["teacher"]).eval().requires_grad_(False)
             load_memory(self.memory, state["memory"])
             self.report.load_state_dict(state["report"])
-            self._resumed = None if another else state["progress"]
+            self._resumed = state["progress"]
             self.last = state["last"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint does not hold the state of a run ({one_line(error)[:300]})") from error
-        if another:
-            self.position = replace(self.position, step=0)
         self._seconds_before, self._begun = seconds, time.monotonic()
+
+    def restart_epoch(self) -> None:
+        """After `load_state_dict`: begin the epoch under way again, without what its phase remembers."""
+        self._resumed = None
+        self.move(step=0)
 
     def _grown(self, state: dict[str, Any]) -> nn.Module:
         model = self.build(weights=False)

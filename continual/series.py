@@ -71,7 +71,7 @@ def of_series(options: Options) -> dict[str, Options]:
 
 def _summary(logs: Path, options: Options) -> dict | None:
     """What a run of these very options found, if it is done; whether it would do more with others, is for it to say."""
-    path = logs / "options.yaml"
+    path = logs / STORED
     unchanged = path.exists() and path.read_text(encoding="utf-8") == to_yaml(options)
     return read_summary(logs) if unchanged else None
 

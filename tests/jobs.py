@@ -5,9 +5,10 @@ import multiprocessing
 import os
 import resource
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -123,6 +124,25 @@ def finish(argv: Sequence[str], folder: Path, **how: Any) -> Job:
     job = run(argv, folder, **how)
     assert set(job.codes) == {0}, job.said()
     return job
+
+
+def for_bash(environment: dict[str, str]) -> dict[str, str]:
+    """The environment of a script such as train.sh."""
+    return {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
+
+
+def bash(argv: Sequence[str], folder: Path, **environment: str) -> subprocess.Popen:
+    """A script, such as train.sh; its output goes to `folder`/output."""
+    with open(folder / "output", "a") as output:
+        return subprocess.Popen(["bash", *argv], stdout=output, stderr=output, env=for_bash(environment), cwd=ROOT)
+
+
+def wait_for(condition: Callable[[], Any], pause: float = 0.05) -> None:
+    """Until it holds; fails after TIMEOUT."""
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(pause)
 
 
 def folders(folder: Path) -> list[str]:

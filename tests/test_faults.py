@@ -6,14 +6,27 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from campaign import campaign
-from jobs import ROOT, TIMEOUT, TINY, Job, assert_equal, assert_same_results, checkpoints, finish, folders, logs, run, states
+from jobs import (
+    ROOT,
+    TIMEOUT,
+    TINY,
+    Job,
+    assert_equal,
+    assert_same_results,
+    bash,
+    checkpoints,
+    finish,
+    folders,
+    logs,
+    run,
+    states,
+    wait_for,
+)
 from torch.distributed import TCPStore
 
 from continual import faults
@@ -254,22 +267,8 @@ def test_disk_full(tmp_path, undisturbed):
     assert_same_results(tmp_path, undisturbed(1))
 
 
-def bash(argv, folder, **environment):
-    """A script, such as train.sh; its output goes to `folder`/output."""
-    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
-    with open(folder / "output", "a") as output:
-        return subprocess.Popen(["bash", *argv], stdout=output, stderr=output, env=environment, cwd=ROOT)
-
-
 def children(pid):
     return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-
-
-def wait_for(condition, pause=0.05):
-    end = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(pause)
 
 
 def test_the_slurm_job_of_the_readme(tmp_path):

@@ -1,17 +1,14 @@
 """The launcher: bad words are answered at once, and what ends a run comes through as one line and an exit code."""
 
-import os
 import subprocess
-import sys
-import time
 
 import pytest
-from jobs import ROOT, TINY, folders
+from jobs import ROOT, TINY, bash, folders, for_bash, wait_for
 
 
 def train_sh(*words, cwd=ROOT, **environment):
-    env = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(["bash", str(ROOT / "train.sh"), *words], cwd=cwd, env=env, capture_output=True, text=True)
+    argv = ["bash", str(ROOT / "train.sh"), *words]
+    return subprocess.run(argv, cwd=cwd, env=for_bash(environment), capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -63,14 +60,11 @@ time.sleep(60)
 def test_asked_to_stop_when_all_is_said(tmp_path):
     """After the processes have told train.sh why they end, but before torchrun has noticed that."""
     (tmp_path / "late.py").write_text(LATE)
-    words = ["bash", str(ROOT / "train.sh"), "cpu"]
-    env = {**os.environ, "PYTHON": sys.executable, "MAIN": str(tmp_path / "late.py"), "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(words, env=env) as job:
-        while not list(tmp_path.glob("tmp.*/exit")):
-            assert job.poll() is None
-            time.sleep(0.05)
-        job.terminate()
-        assert job.wait(60) == 75
+    job = bash(["train.sh", "cpu"], tmp_path, MAIN=str(tmp_path / "late.py"), TMPDIR=str(tmp_path))
+    wait_for(lambda: job.poll() is not None or list(tmp_path.glob("tmp.*/exit")))
+    assert job.poll() is None
+    job.terminate()
+    assert job.wait(60) == 75
 
 
 def test_a_refusal_after_the_start_is_one_line(tmp_path):
