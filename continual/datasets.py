@@ -58,12 +58,26 @@ class Samples(NamedTuple):
         return Samples(self.x[indices], self.y[indices], self.t[indices])
 
 
+class Split(NamedTuple):
+    """The training or the test images of a data set, as its source has them.
+
+    x: as in `Samples`. y: (n,) what the source calls the class of each, integers or words. names: the name of every class,
+        in the sorted order of what `y` holds; empty if the source has none. left_out: paths of files that are no images.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    names: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Benchmark:
     """A data set as a sequence of tasks.
 
     class_order: the class id behind every label. root: the folder that paths in `x` start from, None without a folder.
-    mean, std: per channel, for pixels in [0, 1]. skipped: the unreadable files that were left out.
+    mean, std: per channel, for pixels in [0, 1]. skipped: the unreadable files that were left out. left_out: files beside the
+    images that are none. class_names: the name of every class id.
     """
 
     name: str
@@ -75,6 +89,8 @@ class Benchmark:
     train_samples: Samples = field(repr=False)
     test_samples: Samples = field(repr=False)
     skipped: tuple[str, ...] = field(default=(), repr=False)
+    left_out: tuple[str, ...] = field(default=(), repr=False)
+    class_names: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def nb_classes(self) -> int:
@@ -129,7 +145,7 @@ def load(
         checked_order(class_order, source.nb_classes)
     root = _root(source, data_path)
 
-    x, raw = _read(source, root, train=True, download=download)
+    x, raw, names, left_out = _read(source, root, train=True, download=download)
     classes = np.unique(raw)
     if source.nb_classes not in (None, len(classes)):
         raise DataError(f"{source.name} in {root} has {len(classes)} classes in its training images, not {source.nb_classes}")
@@ -141,7 +157,8 @@ def load(
         held = held_out(y, validation, "validation", seed)
         (x, y), (test_x, test_y) = (x[~held], y[~held]), (x[held], y[held])
     else:
-        test_x, raw = _read(source, root, train=False, download=download)
+        test_x, raw, _, more = _read(source, root, train=False, download=download)
+        left_out += more
         _compare(f"the test images of {source.name}", np.unique(raw).tolist(), classes.tolist())
         test_y = np.searchsorted(classes, raw)
 
@@ -161,6 +178,8 @@ def load(
         train_samples=_cut(x, y, sizes, order),
         test_samples=_cut(test_x, test_y, sizes, order),
         skipped=skipped,
+        left_out=left_out,
+        class_names=names or tuple(map(str, classes.tolist())),
     )
 
 
@@ -177,9 +196,9 @@ def register(name: str, function: Callable[[str | None, bool], tuple[Sequence, S
         register("stripes", stripes)
     """
 
-    def read(root: str | None, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    def read(root: str | None, train: bool, download: bool) -> Split:
         x, y = function(root, train)
-        return _tidy(name, x, root), np.asarray(y)
+        return Split(_tidy(name, x, root), np.asarray(y))
 
     _SOURCES[name.lower()] = _Source(name, read, needs_path=False)
 
@@ -354,10 +373,10 @@ def _without_unreadable(
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a data set comes from. read(root, train, download) gives its images and labels."""
+    """Where a data set comes from. read(root, train, download) gives one split of it."""
 
     name: str
-    read: Callable[[str | None, bool, bool], tuple[np.ndarray, np.ndarray]]
+    read: Callable[[str | None, bool, bool], Split]
     mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
     nb_classes: int | None = None
@@ -385,19 +404,20 @@ def _root(source: _Source, data_path: str | None) -> str | None:
     return None
 
 
-def _read(source: _Source, root: str | None, *, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Images and raw labels of one split, checked for shape."""
+def _read(source: _Source, root: str | None, *, train: bool, download: bool) -> Split:
+    """One split, checked for shape."""
     with seeded("data set", source.name):  # readers that shuffle do so alike on every process, and leave no trace
-        x, y = source.read(root, train, download)
+        split = source.read(root, train, download)
+    x, y = split.x, split.y
     what = f"the {'training' if train else 'test'} images of {source.name}"
     if y.ndim != 1 or y.dtype.kind not in "iuU":
         raise DataError(f"{what}: labels must be one integer or word each, got {y.dtype} of shape {y.shape}")
     if len(x) != len(y) or not len(x):
         raise DataError(f"{what}: {len(x)} images and {len(y)} labels")
-    return x, y
+    return split
 
 
-def _digits(root: str | None, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+def _digits(root: str | None, train: bool, download: bool) -> Split:
     """scikit-learn's 1,797 handwritten digits, 8 × 8; the same fifth of each class is always the test set."""
     from sklearn.datasets import load_digits
 
@@ -405,7 +425,7 @@ def _digits(root: str | None, train: bool, download: bool) -> tuple[np.ndarray, 
     grey = np.rint(images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8)  # 0..16 -> 0..255
     test = held_out(y, 0.2, "digits")
     chosen = ~test if train else test
-    return _three_channels(grey[chosen]), y[chosen]
+    return Split(_three_channels(grey[chosen]), y[chosen])
 
 
 # CIFAR: pickled arrays. Unpickling a stranger's file executes what it says, so only arrays are let through.
@@ -454,7 +474,7 @@ class _Cifar:
     test_files: tuple[str, ...]
     labels: str
 
-    def __call__(self, root: str, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, root: str, train: bool, download: bool) -> Split:
         folder = os.path.join(root, self.folder)
         missing = [name for name in self.train_files + self.test_files if not os.path.isfile(os.path.join(folder, name))]
         if missing:
@@ -463,8 +483,7 @@ class _Cifar:
                 raise DataError(wanted)
             _download(self.name, root, wanted)
         parts = [self._read_file(os.path.join(folder, name)) for name in (self.train_files if train else self.test_files)]
-        x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return x, y
+        return Split(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def _read_file(self, path: str) -> tuple[np.ndarray, np.ndarray]:
         """uint8 images (n, 32, 32, 3) and labels (n,) of one file, which holds rows of red, then green, then blue."""
@@ -507,7 +526,7 @@ def _impatient_sockets() -> Iterator[None]:
 # Folders of images: ROOT/SPLIT/CLASS/IMAGE.
 
 
-def _folder(root: str, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+def _folder(root: str, train: bool, download: bool) -> Split:
     """train/ and test/ (or val/), each with one folder per class; class ids follow the sorted names."""
     test = next((name for name in ("test", "val") if os.path.isdir(os.path.join(root, name))), "test")
     classes = _subfolders(os.path.join(root, "train"))
@@ -515,7 +534,7 @@ def _folder(root: str, train: bool, download: bool) -> tuple[np.ndarray, np.ndar
     return _tree(root, "train" if train else test, classes)
 
 
-def _imagenet(nb_classes: int, root: str, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+def _imagenet(nb_classes: int, root: str, train: bool, download: bool) -> Split:
     """train/ and val/ with one folder per WordNet id. Class ids follow the sorted names; ImageNet-100 has a list."""
     hint = "; ImageNet is not downloaded for you, see https://image-net.org/download-images"
     folders = {split: _subfolders(os.path.join(root, split), hint) for split in ("train", "val")}
@@ -542,7 +561,7 @@ def _subfolders(folder: str, hint: str = "") -> list[str]:
         ) from error
 
 
-def _tree(root: str, split: str, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _tree(root: str, split: str, classes: Sequence[str]) -> Split:
     """Paths of the images from `root`, sorted by class and name; and their class ids."""
     x: list[str] = []
     counts = []
@@ -554,7 +573,7 @@ def _tree(root: str, split: str, classes: Sequence[str]) -> tuple[np.ndarray, np
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty or not x:
         raise DataError(f"{os.path.join(root, split)}: no image in {_some(empty) if empty else 'it'}")
-    return np.array(x), np.repeat(np.arange(len(classes)), counts)
+    return Split(np.array(x), np.repeat(np.arange(len(classes)), counts), tuple(classes))
 
 
 def _compare(where: str, found: Sequence, expected: Sequence) -> None:
@@ -586,7 +605,7 @@ def _continuum_classes() -> Iterable[type]:
     return [cls for cls in found if not cls.__name__.startswith("_") and cls.__name__ not in _NOT_OFFERED]
 
 
-def _continuum(cls: type, root: str, train: bool, download: bool) -> tuple[np.ndarray, np.ndarray]:
+def _continuum(cls: type, root: str, train: bool, download: bool) -> Split:
     if not download and not os.path.isdir(root):  # Continuum would make the folder
         raise DataError(f"{cls.__name__}: there is no folder {root}")
     try:
@@ -599,7 +618,7 @@ def _continuum(cls: type, root: str, train: bool, download: bool) -> tuple[np.nd
         ) from error
     if x.dtype == "S255" and max(map(len, x), default=0) == 255:
         raise DataError(f"{cls.__name__}: paths below {root} are longer than the 254 bytes that Continuum keeps; move it up")
-    return _tidy(cls.__name__, x, root), np.asarray(y)
+    return Split(_tidy(cls.__name__, x, root), np.asarray(y))
 
 
 def _tidy(name: str, x: Sequence, root: str | None) -> np.ndarray:
