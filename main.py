@@ -115,6 +115,8 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase, new_images: Sampl
         batch_size=phase.batch_size,
         key=exp.key(phase.name, task.index),
         most_steps=recipe.DEBUG_STEPS if options.run.debug else None,
+        drop_last=phase.drop_last,
+        no_single=any(norm.training for norm in distributed.batch_norms(run.model)),
     )
     loader = exp.loading.loader(exp.images(samples, augment=True), sampler, persistent=True)
     beside = None

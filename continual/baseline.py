@@ -56,8 +56,17 @@ class Baseline(nn.Module):
         """images (B, 3, S, S) -> Outputs with one embedding, (B, 1, D); with `maps`, also the encoder's maps but the last."""
         features = self.encoder(images)
         embedding = self.norm(self.pool(features[-1]))  # (B, D)
-        outputs = Outputs(torch.cat([head(embedding) for head in self.heads], dim=1), None, embedding[:, None])
+        outputs = Outputs(self.classify(embedding), None, embedding[:, None])
         return (outputs, features[:-1]) if maps else outputs
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """(B, D) -> logits (B, C_all), in the precision of the weights even under mixed precision."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            return torch.cat([head(embedding.to(head.weight.dtype)) for head in self.heads], dim=1)
+
+    def token_distances(self) -> Tensor:
+        """There are no task tokens."""
+        return torch.empty(0)
 
     def pool(self, patches: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)"""

@@ -27,7 +27,10 @@ class Outputs(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """LayerNorm and Linear, torch's default weights. (B, nb_inputs) -> (B, nb_classes)"""
+    """LayerNorm and Linear, torch's default weights, in the precision of its weights even under mixed precision.
+
+    (B, nb_inputs) -> (B, nb_classes)
+    """
 
     def __init__(self, nb_inputs: int, nb_classes: int):
         super().__init__()
@@ -35,7 +38,8 @@ class Classifier(nn.Module):
         self.head = nn.Linear(nb_inputs, nb_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(x))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(self.norm(x.to(self.head.weight.dtype)))
 
 
 class DyTox(nn.Module):
@@ -92,6 +96,11 @@ class DyTox(nn.Module):
     def tokens(self) -> Tensor:
         """theta_1 .. theta_T. (1, T, D)"""
         return torch.cat([token[0] for token in self.task_tokens])[None]
+
+    @torch.no_grad()
+    def token_distances(self) -> Tensor:
+        """Euclidean distances between the task tokens theta_t, one for every pair. (T (T - 1) / 2,), empty with one task"""
+        return torch.pdist(self.tokens()[0].double())
 
     def forward(self, images: Tensor, *, maps: bool = False) -> Outputs | tuple[Outputs, list[Tensor]]:
         """images (B, 3, S, S) -> Outputs; with `maps`, also the outputs of all SABs but the last, (B, N, D) each, for POD."""

@@ -1,14 +1,19 @@
 """The losses, each a small pure function, and the Objective that names and sums them (DyTox, section 3.3 and appendix).
 
+    L = (1 - alpha) L_clf + alpha L_kd + lambda L_div        alpha = C_old / C_all, lambda = head_div (0.1)
+
 Letters:  B batch   D embed_dim   N patches   C_old, C_all classes before / including the current task
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from continual.dytox import Outputs
 from continual.errors import OptionsError
 from continual.tasks import Task
 
@@ -78,56 +83,111 @@ def pod(student: list[Tensor], teacher: list[Tensor], scales: list[int]) -> Tens
     return torch.stack(distances).mean()
 
 
+class Seen(NamedTuple):
+    """What a loss may look at, of one batch."""
+
+    outputs: Outputs  # of the model
+    targets: Tensor  # (B,) labels or (B, C_all) soft
+    maps: list[Tensor] | None  # (B, N, D) of the encoder's layers but the last; None unless some loss needs "maps"
+    taught: Outputs | None  # of the teacher, without gradient; None unless some loss needs "teacher"
+    taught_maps: list[Tensor] | None  # of the teacher; None unless some loss needs both
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of a phase, weight included, and what it needs to be computed.
+
+    loss: Seen -> a scalar, or None where it does not apply. needs: "teacher", the model at the end of the previous task, and
+        "maps", the feature maps of the encoder. A term that needs the teacher is left out where there is none: in the first
+        task. Raises ValueError on another need.
+    """
+
+    loss: Callable[[Seen], Tensor | None]
+    needs: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.needs) - {"teacher", "maps"}:
+            raise ValueError(f"a loss can need teacher and maps, not {', '.join(sorted(unknown))}")
+
+
+def paper_terms(
+    criterion: Criterion,
+    *,
+    task: Task,
+    kd: float | None = 0.0,
+    tau: float = 1.0,
+    head_div: float = 0.0,
+    pod_weight: float = 0.0,
+    pod_scales: Sequence[int] = (1,),
+) -> dict[str, Term]:
+    """(1 - alpha) L_clf + alpha L_kd + lambda L_div of the paper (section 3.3), and PODNet's loss, by name.
+
+    criterion: (logits, labels or soft targets) -> loss, of the classifiers and of the divergence head.
+    kd: None for the paper's alpha = C_old / C_all; a number weighs the distillation and leaves the classification alone.
+    head_div: lambda, the weight of the divergence loss; 0 in phases without it.
+    pod_weight: weight of POD, already scaled for the task.
+    """
+    nb_old = task.nb_old
+    alpha = nb_old / task.nb_seen if kd is None else 0.0
+    weight_kd = alpha if kd is None else kd
+
+    def clf(seen: Seen) -> Tensor:
+        return (1 - alpha) * criterion(seen.outputs.logits.float(), seen.targets)
+
+    def distilled(seen: Seen) -> Tensor:
+        return weight_kd * distillation(seen.outputs.logits[:, :nb_old].float(), seen.taught.logits.float(), tau)
+
+    def div(seen: Seen) -> Tensor | None:
+        if seen.outputs.div is None:
+            return None
+        return head_div * criterion(seen.outputs.div.float(), divergence_targets(seen.targets, nb_old))
+
+    def pooled(seen: Seen) -> Tensor:
+        return pod_weight * pod(seen.maps, seen.taught_maps, list(pod_scales))
+
+    terms = {"clf": Term(clf)}
+    if weight_kd:
+        terms["kd"] = Term(distilled, frozenset({"teacher"}))
+    if pod_weight:
+        terms["pod"] = Term(pooled, frozenset({"teacher", "maps"}))
+    if head_div:
+        terms["div"] = Term(div)
+    return terms
+
+
 class Objective:
     """All losses of one phase: called on a batch, returns them by name, with their sum as "total".
 
-    model: what is trained; images -> Outputs.
-    criterion: (logits, labels or soft targets) -> loss, of the classifiers and of the divergence head.
-    teacher: the model at the end of the previous task, frozen and in eval mode, or None.
-    kd: weight of the distillation; None for the paper's lambda = C_old / C_all, which also scales the classification by
-        1 - lambda.
-    head_div: weight of the divergence loss, 0 in phases without it.
-    pod: weight of POD, already scaled for the task.
+    model: what is trained; images -> Outputs. teacher: the model at the end of the previous task, frozen and in eval mode, or
+    None. It is asked only if some term needs it, and so are the maps.
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        criterion: Criterion,
-        *,
-        task: Task,
-        teacher: nn.Module | None = None,
-        kd: float | None = 0.0,
-        tau: float = 1.0,
-        head_div: float = 0.0,
-        pod: float = 0.0,
-        pod_scales: tuple[int, ...] = (1,),
-    ):
-        self.model, self.criterion, self.task, self.teacher = model, criterion, task, teacher
-        self.kd, self.tau, self.head_div, self.pod, self.pod_scales = kd, tau, head_div, pod, list(pod_scales)
+    def __init__(self, model: Callable, terms: Mapping[str, Term], *, teacher: nn.Module | None = None):
+        self.model = model
+        self.terms = {name: term for name, term in terms.items() if teacher is not None or "teacher" not in term.needs}
+        needs = [term.needs for term in self.terms.values()]
+        self.maps = any("maps" in each for each in needs)
+        self.teacher = teacher if any("teacher" in each for each in needs) else None
 
     def __call__(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """images (B, 3, S, S), targets (B,) labels or (B, C_all) soft -> the losses that apply: clf, kd, div, pod, total."""
-        losses = {}
-        outputs, maps = self.model(images, maps=True)
-        nb_old = self.task.nb_old
-
-        lam = 0.0
-        if self.teacher is not None and self.kd is None:
-            lam = nb_old / self.task.nb_seen
-        losses["clf"] = (1 - lam) * self.criterion(outputs.logits.float(), targets)
-
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught, taught_maps = self.teacher(images, maps=True)
-            weight = lam if self.kd is None else self.kd
-            if weight:
-                losses["kd"] = weight * distillation(outputs.logits[:, :nb_old].float(), taught.logits.float(), self.tau)
-            if self.pod:
-                losses["pod"] = self.pod * pod(maps, taught_maps, self.pod_scales)
-
-        if self.head_div and outputs.div is not None:
-            losses["div"] = self.head_div * self.criterion(outputs.div.float(), divergence_targets(targets, nb_old))
-
+        """images (B, 3, S, S), targets (B,) labels or (B, C_all) soft -> the losses that apply, and total."""
+        outputs, maps = self._ask(self.model, images)
+        with torch.no_grad():
+            taught, taught_maps = self._ask(self.teacher, images) if self.teacher is not None else (None, None)
+        seen = Seen(outputs, targets, maps, taught, taught_maps)
+        losses = {name: term.loss(seen) for name, term in self.terms.items()}
+        losses = {name: loss for name, loss in losses.items() if loss is not None}
         losses["total"] = sum(losses.values())
         return losses
+
+    def _ask(self, model: Callable, images: Tensor) -> tuple[Outputs, list[Tensor] | None]:
+        return model(images, maps=True) if self.maps else (model(images), None)
+
+
+def paper_objective(
+    model: Callable, criterion: Criterion, *, task: Task, teacher: nn.Module | None = None, **settings: Any
+) -> Objective:
+    """The Objective of `paper_terms`, which takes `settings`. Without a teacher there is nothing to distil."""
+    if teacher is None:
+        settings |= {"kd": 0.0, "pod_weight": 0.0}
+    return Objective(model, paper_terms(criterion, task=task, **settings), teacher=teacher)

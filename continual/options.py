@@ -315,6 +315,9 @@ class Finetuning(Section):
     finetuning_teacher: bool = option(False, "keep distilling while finetuning")
     finetuning_resetclf: bool = option(False, "finetune from fresh classifiers")
     ft_no_sampling: bool = option(False, "batches in memory order, unshuffled; each replica sees all of its memory")
+    ft_drop_last: bool = option(
+        False, "drop finetuning's last partial batch, the newest exemplars, where the released code does; with ft_no_sampling"
+    )
     freeze_task: tuple[str, ...] = option((), "parts frozen while training, from the second task on", choices=PARTS)
     freeze_ft: tuple[str, ...] = option((), "parts frozen while finetuning", choices=PARTS)
     freeze_eval: bool = option(False, "frozen parts also leave train mode (no dropout, no stochastic depth)")
@@ -323,6 +326,8 @@ class Finetuning(Section):
         for key in ("finetuning_teacher", "finetuning_resetclf"):
             reason = f"{key} needs finetuning: balanced"
             require(bool(self.finetuning) or not getattr(self, key), f"{key}, finetuning", reason)
+        reason = "a shuffled order drops it already, each time with other images; ft_drop_last needs ft_no_sampling"
+        require(self.ft_no_sampling or not self.ft_drop_last, "ft_drop_last, ft_no_sampling", reason)
         frozen = bool(self.freeze_task or self.freeze_ft)
         require(frozen or not self.freeze_eval, "freeze_eval, freeze_task, freeze_ft", "there are no frozen parts")
 

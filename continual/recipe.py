@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from continual.datasets import Benchmark, Images, Samples, load
 from continual.engine import Beside, Loading
 from continual.errors import CheckpointError
-from continual.losses import Objective, binary_cross_entropy, cross_entropy
+from continual.losses import Objective, binary_cross_entropy, cross_entropy, paper_objective
 from continual.optim import Sam, Schedule, scaled_lr, trained
 from continual.options import Data, Losses, Optimisation, Options, Rehearsal
 from continual.rehearsal import Memory
@@ -78,24 +78,24 @@ def finetuning(options: Options, task: Task, *, nb_tasks: int, replicas: int) ->
         distil=finetune.finetuning_teacher,
         divergence="ft" in options.loss.head_div_mode,
         sam_rho=sam_rho(options, task, nb_tasks, "ft"),
+        drop_last=finetune.ft_drop_last,
     )
 
 
 def objective(options: Losses, model: nn.Module, teacher: nn.Module | None, task: Task, phase: Phase) -> Objective:
     """The losses of a phase."""
-    criterion = binary_cross_entropy if options.bce_loss else partial(cross_entropy, smoothing=options.smoothing)
     pod = options.pod or 0.0
     if options.pod_scaling:
         pod *= (task.nb_new / task.nb_seen) ** 0.5
-    return Objective(
+    return paper_objective(
         model,
-        criterion,
+        binary_cross_entropy if options.bce_loss else partial(cross_entropy, smoothing=options.smoothing),
         task=task,
-        teacher=teacher if phase.distil and (options.auto_kd or options.kd or pod) else None,
+        teacher=teacher if phase.distil else None,
         kd=None if options.auto_kd else options.kd,
         tau=options.distillation_tau,
         head_div=options.head_div if phase.divergence else 0.0,
-        pod=pod,
+        pod_weight=pod,
         pod_scales=options.pod_scales,
     )
 

@@ -41,6 +41,16 @@ def sequential(nb_samples: int, nb_replicas: int, epoch: int) -> np.ndarray:
     return np.tile(np.arange(nb_samples), (nb_replicas, 1))
 
 
+def released_drop_last(nb_samples: int, nb_replicas: int, batch_size: int) -> bool:
+    """Whether the released code drops the last partial batch of an epoch over `nb_samples` images.
+
+    It asks whether a sampler of repeated augmentation would give a replica more images than one batch, whatever sampler the
+    epoch really uses. In finetuning, in memory order, what it drops are always the newest exemplars.
+    """
+    kept = nb_samples // 256 * 256 if nb_samples >= 256 else nb_samples
+    return kept // nb_replicas > batch_size
+
+
 SAMPLERS = {"repeated": repeated_augmentation, "shuffled": shuffled, "sequential": sequential}
 
 Item = tuple[int, tuple[int | str, ...]]  # an index, and the key of its augmentation
@@ -54,8 +64,11 @@ class StepSampler(Sampler[list[Item]]):
     mine: the replicas that this process carries.
     key: what the augmentation depends on, besides the epoch, the replica and the position in the epoch.
     most_steps: end an epoch early, for a trial.
+    drop_last: drop the last partial batch of a sequential epoch, too, where the released code does (`released_drop_last`).
+    no_single: for models whose batch norm trains, which cannot on one image alone: a last batch of one image joins the batch
+        before it, and an epoch of one image per replica takes a second, that of the next replica.
 
-    The last batch is dropped when there is more than one, except in sequential order, where the same images would be
+    The last partial batch is dropped when there is more than one, except in sequential order, where the same images would be
     missed in every epoch. Call `set_epoch` before each epoch.
     """
 
@@ -68,12 +81,26 @@ class StepSampler(Sampler[list[Item]]):
         batch_size: int,
         key: tuple,
         most_steps: int | None = None,
+        drop_last: bool = False,
+        no_single: bool = False,
     ):
         self.sampler, self.views, self.mine, self.batch_size, self.key = sampler, views, list(mine), batch_size, key
         self.epoch, self.first_step = 0, 0
-        length = SAMPLERS[sampler](len(views[0]), len(views), 0).shape[1]
-        drops = sampler != "sequential" and length > batch_size
-        self.nb_steps = length // batch_size if drops else -(-length // batch_size)
+        nb_samples, nb_replicas = len(views[0]), len(views)
+        length = SAMPLERS[sampler](nb_samples, nb_replicas, 0).shape[1]
+        if sampler == "sequential":
+            drops = drop_last and released_drop_last(nb_samples, nb_replicas, batch_size)
+        else:
+            drops = length > batch_size
+        bounds = list(range(0, length + 1 if drops else length + batch_size, batch_size))
+        bounds[-1] = min(bounds[-1], length)
+        self.doubled = no_single and length == 1
+        if self.doubled:
+            bounds = [0, 2]
+        elif no_single and batch_size > 1 and len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
+            del bounds[-2]
+        self.bounds = bounds  # step i takes the positions bounds[i] to bounds[i + 1] of the epoch
+        self.nb_steps = len(bounds) - 1
         if most_steps is not None:
             self.nb_steps = min(self.nb_steps, most_steps)
 
@@ -86,14 +113,12 @@ class StepSampler(Sampler[list[Item]]):
 
     def __iter__(self) -> Iterator[list[Item]]:
         order = SAMPLERS[self.sampler](len(self.views[0]), len(self.views), self.epoch)
+        if self.doubled:
+            order = np.concatenate([order, np.roll(order, -1, axis=0)], axis=1)
         for step in range(self.first_step, self.nb_steps):
+            positions = range(self.bounds[step], self.bounds[step + 1])
             for replica in self.mine:
-                start = step * self.batch_size
-                batch = order[replica, start : start + self.batch_size]
-                yield [
-                    (int(self.views[replica][index]), (*self.key, self.epoch, replica, start + i))
-                    for i, index in enumerate(batch)
-                ]
+                yield [(int(self.views[replica][order[replica, i]]), (*self.key, self.epoch, replica, i)) for i in positions]
 
 
 class MemorySampler(Sampler[list[Item]]):

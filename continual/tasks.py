@@ -39,3 +39,4 @@ class Phase:
     divergence: bool = False  # train the divergence head
     sam_rho: float = 0.0  # radius of SAM's perturbation, 0 for none
     warmup_lr: float = 0.0  # read when scheduled
+    drop_last: bool = False  # sequential order: drop the last partial batch as the released code does

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
@@ -62,7 +63,7 @@ def train_transform(
     if hflip:
         steps.append(transforms.RandomHorizontalFlip(hflip))
     if aa and aa.lower() != "none":
-        steps.append(_rand_augment(aa, input_size=input_size, mean=mean, interpolation=interpolation))
+        steps.append(_rand_augment(aa, input_size=input_size, interpolation=interpolation))
     elif color_jitter:
         steps.append(transforms.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
     steps += [transforms.ToTensor(), transforms.Normalize(mean, std)]
@@ -87,15 +88,13 @@ def _shorter_side(side: int) -> Transform:
     return transforms.Resize(side, interpolation=InterpolationMode.BICUBIC)
 
 
-def _rand_augment(
-    aa: str, *, input_size: int, mean: tuple[float, float, float], interpolation: str
-) -> Callable[[Image.Image], Image.Image]:
-    """timm's RandAugment: shifts up to 0.45 S pixels, uncovered pixels filled with the data's mean colour."""
+def _rand_augment(aa: str, *, input_size: int, interpolation: str) -> Callable[[Image.Image], Image.Image]:
+    """timm's RandAugment: shifts up to 0.45 S pixels; uncovered pixels get ImageNet's mean colour on any data, as released."""
     if not _RAND_AUGMENT.fullmatch(aa):
         raise OptionsError(f"aa: {aa!r} is no RandAugment setting such as rand-m9-mstd0.5-inc1, nor none")
     settings = {
         "translate_const": int(input_size * 0.45),
-        "img_mean": tuple(min(255, round(255 * channel)) for channel in mean),
+        "img_mean": tuple(round(255 * channel) for channel in IMAGENET_DEFAULT_MEAN),  # (124, 116, 104)
     }
     if interpolation != "random":  # without this key timm draws one of bilinear and bicubic for each image
         settings["interpolation"] = str_to_pil_interp(interpolation)

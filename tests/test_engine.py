@@ -15,7 +15,7 @@ from continual.datasets import Images, Samples
 from continual.dytox import DyTox, freeze
 from continual.engine import Beside, Loading, evaluating, extract_features, train_one_epoch
 from continual.errors import NonFiniteLoss
-from continual.losses import Objective, binary_cross_entropy
+from continual.losses import Objective, binary_cross_entropy, paper_objective
 from continual.mixing import mixing
 from continual.optim import Sam, trained
 from continual.options import Augmentation
@@ -57,7 +57,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def objective_of(model: nn.Module) -> Objective:
-    return Objective(model, binary_cross_entropy, task=TASKS[1])
+    return paper_objective(model, binary_cross_entropy, task=TASKS[1])
 
 
 def epoch_of(model: DyTox, nb: int = 16, *, replicas: int = 1, batch_size: int = 4, loading: Loading = CPU, **settings) -> list:
@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
         bad["now"] += 1
         return binary_cross_entropy(logits, targets) * (torch.nan if bad["now"] > bad["step"] else 1.0)
 
-    steps = train_one_epoch(model, loader, Objective(model, criterion, task=TASKS[1]), sgd(model), loading=CPU)
+    steps = train_one_epoch(model, loader, paper_objective(model, criterion, task=TASKS[1]), sgd(model), loading=CPU)
     next(steps), next(steps)
     before = weights(model)
     with pytest.raises(NonFiniteLoss, match=r"epoch 1, step 3: clf nan, total nan"):
@@ -173,7 +173,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update():
     def criterion(logits: Tensor, targets: Tensor) -> Tensor:
         return binary_cross_entropy(logits, targets) + (logits - logits).sum().sqrt()  # 0, with an infinite slope
 
-    objective = Objective(model, criterion, task=TASKS[1])
+    objective = paper_objective(model, criterion, task=TASKS[1])
     before = weights(model)
     with pytest.raises(NonFiniteLoss, match=r"the gradient is not finite at epoch 1, step 1: clf 0\.\d+, total 0\.\d+$"):
         next(train_one_epoch(model, CPU.loader(images(16), sampler_of(16)), objective, sgd(model), loading=CPU))
@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_where_sam_looks_stops_too():
         return binary_cross_entropy(logits, targets) * (torch.inf if len(nb_calls) == 2 else 1.0)
 
     loader = CPU.loader(images(16), sampler_of(16))
-    objective = Objective(model, criterion, task=TASKS[1])
+    objective = paper_objective(model, criterion, task=TASKS[1])
     sam = Sam(trained(model), rho=0.1)
     with pytest.raises(NonFiniteLoss, match="step 1, at SAM's perturbed point"):
         next(train_one_epoch(model, loader, objective, sgd(model), loading=CPU, sam=sam))

@@ -12,11 +12,13 @@ from continual.dytox import Outputs
 from continual.errors import OptionsError
 from continual.losses import (
     Objective,
+    Term,
     binary_cross_entropy,
     cross_entropy,
     distillation,
     divergence_targets,
     one_hot,
+    paper_objective,
     pod,
     pod_embedding,
 )
@@ -178,9 +180,9 @@ class Model(nn.Module):
         self.maps = nn.Parameter(noise(4, 16, 3, seed=seed + 2))
 
     def forward(self, images: Tensor, *, maps: bool = False) -> tuple[Outputs, list[Tensor]]:
-        assert maps
         div = None if self.div is None else 1 * self.div
-        return Outputs(1 * self.logits, div, torch.zeros(4, 2, 8)), [1 * self.maps]
+        outputs = Outputs(1 * self.logits, div, torch.zeros(4, 2, 8))
+        return (outputs, [1 * self.maps]) if maps else outputs
 
 
 TASK = Task(1, 6, 2)
@@ -203,37 +205,37 @@ def values(losses: dict[str, Tensor]) -> dict[str, float]:
 
 
 def test_without_a_teacher_there_is_classification_alone(model):
-    losses = values(Objective(model, binary_cross_entropy, task=TASK, kd=None, pod=1.0)(IMAGES, LABELS))
+    losses = values(paper_objective(model, binary_cross_entropy, task=TASK, kd=None, pod_weight=1.0)(IMAGES, LABELS))
     expected = binary_cross_entropy(model.logits, LABELS).item()
     assert losses == {"clf": approx(expected), "total": approx(expected)}
 
 
 def test_distillation_weighs_by_the_share_of_old_classes(model, teacher):
-    losses = values(Objective(model, binary_cross_entropy, task=TASK, teacher=teacher, kd=None, tau=2.0)(IMAGES, LABELS))
+    losses = values(paper_objective(model, binary_cross_entropy, task=TASK, teacher=teacher, kd=None, tau=2.0)(IMAGES, LABELS))
     clf = 0.25 * binary_cross_entropy(model.logits, LABELS).item()
     kd = 0.75 * distillation(model.logits[:, :6], teacher.logits, 2.0).item()
     assert losses == {"clf": approx(clf), "kd": approx(kd), "total": approx(clf + kd)}
 
 
 def test_a_weight_of_distillation_leaves_classification_alone(model, teacher):
-    losses = values(Objective(model, binary_cross_entropy, task=TASK, teacher=teacher, kd=3.0)(IMAGES, LABELS))
+    losses = values(paper_objective(model, binary_cross_entropy, task=TASK, teacher=teacher, kd=3.0)(IMAGES, LABELS))
     clf = binary_cross_entropy(model.logits, LABELS).item()
     kd = 3 * distillation(model.logits[:, :6], teacher.logits).item()
     assert losses == {"clf": approx(clf), "kd": approx(kd), "total": approx(clf + kd)}
 
 
 def test_divergence(model):
-    losses = values(Objective(model, binary_cross_entropy, task=TASK, head_div=0.1)(IMAGES, LABELS))
+    losses = values(paper_objective(model, binary_cross_entropy, task=TASK, head_div=0.1)(IMAGES, LABELS))
     expected = 0.1 * binary_cross_entropy(model.div, torch.tensor([0, 0, 1, 2])).item()
     assert losses["div"] == approx(expected)
     assert losses["total"] == approx(losses["clf"] + expected)
-    assert "div" not in Objective(model, binary_cross_entropy, task=TASK)(IMAGES, LABELS)
+    assert "div" not in paper_objective(model, binary_cross_entropy, task=TASK)(IMAGES, LABELS)
     without_head = Model(8, None, seed=10)
-    assert "div" not in Objective(without_head, binary_cross_entropy, task=TASK, head_div=0.1)(IMAGES, LABELS)
+    assert "div" not in paper_objective(without_head, binary_cross_entropy, task=TASK, head_div=0.1)(IMAGES, LABELS)
 
 
 def test_pod_needs_no_distillation_of_logits(model, teacher):
-    objective = Objective(model, binary_cross_entropy, task=TASK, teacher=teacher, pod=5.0, pod_scales=(1, 2))
+    objective = paper_objective(model, binary_cross_entropy, task=TASK, teacher=teacher, pod_weight=5.0, pod_scales=(1, 2))
     losses = values(objective(IMAGES, LABELS))
     assert set(losses) == {"clf", "pod", "total"}
     assert losses["pod"] == approx(5 * pod([model.maps], [teacher.maps], [1, 2]).item())
@@ -242,7 +244,7 @@ def test_pod_needs_no_distillation_of_logits(model, teacher):
 
 
 def test_the_teacher_gets_no_gradient_and_the_model_does(model, teacher):
-    objective = Objective(model, binary_cross_entropy, task=TASK, teacher=teacher, kd=None, head_div=0.1, pod=1.0)
+    objective = paper_objective(model, binary_cross_entropy, task=TASK, teacher=teacher, kd=None, head_div=0.1, pod_weight=1.0)
     before = copy.deepcopy(teacher.state_dict())
     objective(IMAGES, LABELS)["total"].backward()
     assert all(p.grad is None for p in teacher.parameters())
@@ -251,6 +253,30 @@ def test_the_teacher_gets_no_gradient_and_the_model_does(model, teacher):
 
 
 def test_soft_targets_reach_both_heads(model):
-    objective = Objective(model, binary_cross_entropy, task=TASK, head_div=1.0)
+    objective = paper_objective(model, binary_cross_entropy, task=TASK, head_div=1.0)
     hard, soft = values(objective(IMAGES, LABELS)), values(objective(IMAGES, one_hot(LABELS, 8)))
     assert hard == approx(soft)
+
+
+@pytest.mark.parametrize("needs", [(), ("maps",), ("teacher",), ("teacher", "maps")])
+def test_a_loss_gets_what_it_needs_and_nothing_is_computed_for_nobody(model, teacher, needs):
+    seen = []
+
+    def loss(what):
+        seen.append(what)
+        return what.outputs.logits.sum()
+
+    losses = Objective(model, {"mine": Term(loss, frozenset(needs))}, teacher=teacher)(IMAGES, LABELS)
+    assert set(losses) == {"mine", "total"} and losses["total"] == losses["mine"]
+    (what,) = seen
+    assert (what.maps is not None) == ("maps" in needs)
+    assert (what.taught is not None) == ("teacher" in needs)
+    assert (what.taught_maps is not None) == (set(needs) == {"teacher", "maps"})
+    assert what.taught is None or not what.taught.logits.requires_grad
+
+
+def test_a_loss_that_needs_the_teacher_waits_for_the_second_task(model):
+    terms = {"mine": Term(lambda seen: seen.taught.logits.sum(), frozenset({"teacher"})), "other": Term(lambda seen: None)}
+    assert Objective(model, terms)(IMAGES, LABELS) == {"total": 0}
+    with pytest.raises(ValueError, match="not pupil"):
+        Term(lambda seen: None, frozenset({"pupil"}))

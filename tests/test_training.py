@@ -10,7 +10,7 @@ from torch import Tensor
 
 from continual.convit import ConViT
 from continual.dytox import DyTox, freeze, rename_released
-from continual.losses import Objective, binary_cross_entropy
+from continual.losses import binary_cross_entropy, paper_objective
 from continual.optim import build_optimizer
 from continual.options import Optimisation
 from continual.tasks import Task
@@ -75,7 +75,7 @@ def test_three_tasks_of_the_released_code():
 
         freeze(model, () if task.first else ("old_task_tokens", "old_heads"))
         optimizer = build_optimizer(model, OPTIMISATION, LR)
-        objective = Objective(model, binary_cross_entropy, task=task, teacher=teacher, kd=None, head_div=0.1)
+        objective = paper_objective(model, binary_cross_entropy, task=task, teacher=teacher, kd=None, head_div=0.1)
         batches = zip(*(torch.from_numpy(stored[f"task{t}/{name}"]) for name in ("x", "y", "losses")), strict=True)
         for step, (x, y, expected) in enumerate(batches):
             losses = objective(x, y)
@@ -94,7 +94,7 @@ def test_three_tasks_of_the_released_code():
         if not task.first:
             freeze(model, ("sab",))
             optimizer = build_optimizer(model, OPTIMISATION, FINETUNING_LR)
-            objective = Objective(model, binary_cross_entropy, task=task)
+            objective = paper_objective(model, binary_cross_entropy, task=task)
             batches = zip(*(torch.from_numpy(stored[f"task{t}/{name}"]) for name in ("ft_x", "ft_y", "ft_losses")), strict=True)
             for step, (x, y, expected) in enumerate(batches):
                 losses = objective(x, y)
@@ -115,7 +115,7 @@ def test_a_step_moves_old_tokens_and_heads_unless_frozen(kind, frozen):
     before = copy.deepcopy(model.state_dict())
     freeze(model, frozen)
     optimizer = build_optimizer(model, OPTIMISATION, LR)
-    objective = Objective(model, binary_cross_entropy, task=Task(2, 4, 2), head_div=0.1)
+    objective = paper_objective(model, binary_cross_entropy, task=Task(2, 4, 2), head_div=0.1)
     objective(torch.randn(6, 3, 8, 8), torch.arange(6))["total"].backward()
     optimizer.step()
     starts = {"old_task_tokens": ("task_tokens.0", "task_tokens.1"), "old_heads": ("heads.0.", "heads.1.")}
