@@ -169,37 +169,38 @@ def remember(run: Run, exp: Experiment, task: Task, new_images: Samples) -> None
     quota = memory.quota(task.nb_seen)
     rule, _, kind = options.rehearsal.partition("_")
     choices = options.rehearsal_modes  # so many, each on images augmented anew
-    chosen: list[dict[int, list[np.ndarray]]] = []  # for every replica the rows of each class, choice by choice
+    chosen: list[list[np.ndarray]] = []  # for every replica the exemplars of each new class, as rows of new_images
     for replica in range(memory.nb_replicas):
-        chosen.append({label: [] for label in range(task.nb_old, task.nb_seen)})
+        ranked: list[list[np.ndarray]] = []  # for every choice, those of each class
         for choice in range(choices):
             key = exp.key("exemplars", task.index, replica, choice)
             features = None if rule == "random" else embeddings(run, exp, task, new_images, kind, key)
-            for label, ranked in chosen[replica].items():
-                of_class = np.flatnonzero(new_images.y == label)
-                rng = np.random.default_rng(seed_of(*key, label))
-                rows = of_class if features is None else features[of_class]
-                ranked.append(of_class[rehearsal.RULES[rule](rows, -(-quota // choices), rng)])
+            ranked.append(
+                distributed.on_main(
+                    partial(rehearsal.choose, rule, features, new_images.y, k=-(-quota // choices), seed=partial(seed_of, *key))
+                )
+            )
+        chosen.append([rehearsal.in_turn(list(of_class))[:quota] for of_class in zip(*ranked, strict=True)])
         faults.reach("exemplars")
 
     memory.cut(quota)
     for replica, of_classes in enumerate(chosen):
-        for ranked in of_classes.values():
-            memory.add(*new_images.take(rehearsal.in_turn(ranked)[:quota]), replica=replica)
+        for rows in of_classes:
+            memory.add(*new_images.take(rows), replica=replica)
     run.report.say(recipe.budget(memory, task))
 
 
-def embeddings(run: Run, exp: Experiment, task: Task, samples: Samples, kind: str, key: tuple) -> np.ndarray:
-    """Features to choose exemplars by: kind "token", e_T; "all", e_1 .. e_T one behind the other. (n, D) or (n, T D)"""
-    features = engine.extract_features(
+def embeddings(run: Run, exp: Experiment, task: Task, samples: Samples, kind: str, key: tuple) -> np.ndarray | None:
+    """Features to choose exemplars by, on the main process: kind "token", e_T, (n, D); "all", e_1 .. e_T, (n, T D)."""
+    return engine.extract_features(
         run.model,
         exp.images(samples, augment=recipe.selects_on_augmented(exp.options.rehearsal)),
         loading=exp.loading,
         batch_size=exp.options.data.eval_batch_size,
         key=key,
+        newest_only=kind == "token",
         between=partial(exp.stop_if_asked, run, task),
     )
-    return features[:, -1] if kind == "token" else features.reshape(len(features), -1)
 
 
 def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> dict:
@@ -227,6 +228,7 @@ def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> d
         train_losses=run.last["losses"],
         nb_parameters=models.nb_parameters(run.model),
         nb_exemplars=len(run.memory),
+        token_distances=run.model.token_distances(),
     )
 
 
@@ -241,10 +243,10 @@ def nearest_mean(run: Run, exp: Experiment, task: Task) -> Callable[[Outputs], t
         key=(),
         between=partial(exp.stop_if_asked, run, task),
     )
-    device = exp.loading.device
-    labels = torch.from_numpy(exemplars.y).to(device)
-    flat = torch.from_numpy(features.reshape(len(features), -1)).float().to(device)
-    return partial(nearest_mean_scores, means=class_means(flat, labels, task.nb_seen))
+    means = distributed.on_main(
+        lambda: class_means(torch.from_numpy(features), torch.from_numpy(exemplars.y), task.nb_seen).numpy()
+    )
+    return partial(nearest_mean_scores, means=torch.from_numpy(means).to(exp.loading.device))
 
 
 if __name__ == "__main__":

@@ -64,9 +64,8 @@ class Baseline(nn.Module):
         with torch.autocast(embedding.device.type, enabled=False):
             return torch.cat([head(embedding.to(head.weight.dtype)) for head in self.heads], dim=1)
 
-    def token_distances(self) -> Tensor:
+    def token_distances(self) -> None:
         """There are no task tokens."""
-        return torch.empty(0)
 
     def pool(self, patches: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)"""

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -189,9 +188,29 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
-def sum_array(values: np.ndarray, device: torch.device) -> np.ndarray:
-    """A NumPy array summed over processes. Any shape; float64 or int64."""
-    return sum_over_processes(torch.from_numpy(values).to(device)).cpu().numpy() if dist.is_initialized() else values
+def gather_rows(rows: Tensor) -> list[Tensor] | None:
+    """The rows (n_r, F) of every process, by rank, on the main process; None on the others.
+
+    n_r may differ and be 0; F counts only where there are rows. They travel one process after another, and nobody but the main
+    process holds more than its own.
+    """
+    if not dist.is_initialized():
+        return [rows]
+    wire = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    shapes: list[Any] = [None] * nb_processes()
+    with _collective():
+        dist.all_gather_object(shapes, tuple(rows.shape))
+        if not is_main():
+            if len(rows):
+                dist.send(rows.to(wire).contiguous(), dst=0)
+            return None
+        gathered = [rows]
+        for source, shape in enumerate(shapes[1:], start=1):
+            theirs = torch.empty(shape, dtype=rows.dtype, device=wire)
+            if shape[0]:
+                dist.recv(theirs, src=source)
+            gathered.append(theirs.to(rows.device))
+    return gathered
 
 
 def from_main(value: Any) -> Any:

@@ -98,9 +98,9 @@ class DyTox(nn.Module):
         return torch.cat([token[0] for token in self.task_tokens])[None]
 
     @torch.no_grad()
-    def token_distances(self) -> Tensor:
-        """Euclidean distances between the task tokens theta_t, one for every pair. (T (T - 1) / 2,), empty with one task"""
-        return torch.pdist(self.tokens()[0].double())
+    def token_distances(self) -> list[float]:
+        """Euclidean distances between the task tokens theta_t, one for every pair; empty with one task."""
+        return torch.pdist(self.tokens()[0].double()).tolist()
 
     def forward(self, images: Tensor, *, maps: bool = False) -> Outputs | tuple[Outputs, list[Tensor]]:
         """images (B, 3, S, S) -> Outputs; with `maps`, also the outputs of all SABs but the last, (B, N, D) each, for POD."""

@@ -240,15 +240,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def rounds(nb_samples: int, batch_size: int, *, spread: bool) -> list[list[int]]:
-    """Consecutive batches, the same for any number of processes. `spread` deals them out in turn: what is given then is this
-    process's batch of every round, empty in the last one if there are not enough for all."""
+def rounds(nb_samples: int, batch_size: int, *, spread: bool, rank: int | None = None) -> list[list[int]]:
+    """Consecutive batches, the same for any number of processes.
+
+    spread: round-robin over processes; returns the batches of process `rank` (this one), padded with empty ones.
+    """
     batches = [list(range(i, min(i + batch_size, nb_samples))) for i in range(0, nb_samples, batch_size)]
     if not spread:
         return batches
     processes = distributed.nb_processes()
     batches += [[]] * (-len(batches) % processes)
-    return batches[distributed.rank() :: processes]
+    return batches[distributed.rank() if rank is None else rank :: processes]
 
 
 def one_pass(
@@ -322,17 +324,26 @@ def extract_features(
     loading: Loading,
     batch_size: int,
     key: tuple,
+    newest_only: bool = False,
     between: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """Task embeddings of every image, on every process. (n, T, D) float64; key, between: see `one_pass`."""
+) -> np.ndarray | None:
+    """Task embeddings of every image in float32, on the main process; None on the others, which compute their share.
+
+    (n, T D), e_1 .. e_T one behind the other; newest_only: (n, D), e_T alone. Never in mixed precision, as in the released
+    code. key, between: see `one_pass`.
+    """
     distributed.share_buffers(model)
-    features: np.ndarray | None = None
-    for indices, images, _ in one_pass(dataset, batch_size, loading=loading, spread=True, key=key, between=between):
+    own = [torch.empty(0, 0)]
+    for _, images, _ in one_pass(dataset, batch_size, loading=loading, spread=True, key=key, between=between):
         faults.reach("exemplars")
-        with evaluating(model), loading.precision():
+        with evaluating(model):
             tokens = model(images).tokens
-        if features is None:
-            features = np.zeros((len(dataset), *tokens.shape[1:]))
-        features[indices] = tokens.double().cpu().numpy()
-    shape = distributed.from_main(features.shape if features is not None else None)
-    return distributed.sum_array(features if features is not None else np.zeros(shape), loading.device)
+        own.append((tokens[:, -1] if newest_only else tokens.flatten(1)).float().cpu())
+    gathered = distributed.gather_rows(torch.cat(own[1:] or own))
+    if gathered is None:
+        return None
+    features = np.empty((len(dataset), gathered[0].shape[1]), dtype=np.float32)
+    for rank, rows in enumerate(gathered):
+        of_rank = [index for batch in rounds(len(dataset), batch_size, spread=True, rank=rank) for index in batch]
+        features[of_rank] = rows.numpy()
+    return features

@@ -1,5 +1,6 @@
 """The memory of exemplars and the rules that choose them: arrays in, indices out. Nothing here knows a model or a process."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +10,7 @@ from continual.errors import OptionsError
 
 def _by_distance(features: np.ndarray) -> np.ndarray:
     """Indices of one class's features (n, D), the closest to their mean first. (n,)"""
+    features = features.astype(np.float64)
     return np.linalg.norm(features - features.mean(axis=0), axis=1).argsort(kind="stable")
 
 
@@ -33,6 +35,7 @@ def icarl(features: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
     Greedy on L2-normalised features: each pick is the one most in line with what the sum of the picks still lacks of the
     class mean. As in iCaRL's released code a pick may come up again: it then counts towards the sum, but takes no place.
     """
+    features = features.astype(np.float64)
     features = features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-8)
     mean = features.mean(axis=0)
     k = min(k, len(features))
@@ -49,6 +52,21 @@ def icarl(features: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
 
 
 RULES = {"random": random, "closest": closest, "furthest": furthest, "icarl": icarl}
+
+
+def choose(
+    rule: str, features: np.ndarray | None, labels: np.ndarray, *, k: int, seed: Callable[[int], int]
+) -> list[np.ndarray]:
+    """At most k exemplars of every class, classes in order of their labels, as rows of `features` and `labels`.
+
+    features: (n, F), None for "random". labels: (n,). seed: label -> the seed of what is drawn for that class.
+    """
+    chosen = []
+    for label in np.unique(labels).tolist():
+        of_class = np.flatnonzero(labels == label)
+        rows = of_class if features is None else features[of_class]
+        chosen.append(of_class[RULES[rule](rows, k, np.random.default_rng(seed(label)))])
+    return chosen
 
 
 def in_turn(choices: list[np.ndarray]) -> np.ndarray:

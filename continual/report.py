@@ -107,12 +107,14 @@ class Report:
         train_losses: Mapping[str, float],
         nb_parameters: int,
         nb_exemplars: int,
+        token_distances: Sequence[float] | None = None,
     ) -> dict[str, Any]:
         """Take in one evaluation on the test images of tasks 0..task.index; append its line and return what it says.
 
         epoch: of its phase, counted from 0. final: the last of this task; it enters the accuracy matrix for good,
         while any other stands in for its task's row in this one record only. train_losses: means over the epoch just
-        done, `total` among them; empty when nothing was trained.
+        done, `total` among them; empty when nothing was trained. token_distances: between the task tokens, one for every
+        pair; None for a model without task tokens.
 
         Raises ValueError when the scores are not of this task, or tasks end out of order.
         """
@@ -140,6 +142,7 @@ class Report:
             **{f"loss_{name}": _rounded(loss, 6) for name, loss in train_losses.items() if name != "total"},
             "n_parameters": nb_parameters,
             "n_exemplars": nb_exemplars,
+            **_token_figures(token_distances),
         }
         self._append(record)
         if final:
@@ -406,8 +409,12 @@ def matrix_table(matrix: Sequence[Sequence[float]]) -> str:
 
 
 def per_task_table(record: Mapping[str, Any]) -> str:
-    """The accuracies per task of one evaluation's record, ten tasks side by side."""
-    return _blocks({"task unknown": record["acc_per_task"], "task known": record["acc_known_per_task"]})
+    """The accuracies per task of one evaluation's record, ten tasks side by side; last, how far apart its task tokens are."""
+    table = _blocks({"task unknown": record["acc_per_task"], "task known": record["acc_known_per_task"]})
+    if "token_mean_dist" not in record:
+        return table
+    mean, least, most = (record[f"token_{name}_dist"] for name in ("mean", "min", "max"))
+    return f"{table}\ndistance between task tokens: mean {mean:.3f}, min {least:.3f}, max {most:.3f}"
 
 
 def figures_table(figures: Mapping[str, Any]) -> str:
@@ -457,6 +464,14 @@ def _figures(evaluations: Sequence[Scores]) -> dict[str, float]:
         figures[f"forgetting{suffix}"] = _percent(metrics.forgetting(matrix))
         figures[f"bwt{suffix}"] = _percent(metrics.backward_transfer(matrix))
     return figures
+
+
+def _token_figures(distances: Sequence[float] | None) -> dict[str, float]:
+    """Mean, least and largest distance between two task tokens, under the released log's names; 0 with one task."""
+    if distances is None:
+        return {}
+    figures = {"mean": fmean, "min": min, "max": max}
+    return {f"token_{name}_dist": _rounded(figure(distances or [0.0]), 6) for name, figure in figures.items()}
 
 
 def _blocks(rows: Mapping[str, Sequence[float]]) -> str:

@@ -1,6 +1,5 @@
 """One recipe on any number of processes: the same losses, exemplars, metrics and weights."""
 
-import numpy as np
 import pytest
 import torch
 from jobs import THREE_TASKS, TINY, assert_close, assert_equal, finish, folders, results, run, what_counts
@@ -71,7 +70,7 @@ def test_alone_everything_works_and_does_nothing():
     value = torch.tensor([1.0, 2.0])
     distributed.average([value])
     assert torch.equal(distributed.sum_over_processes(value), torch.tensor([1.0, 2.0]))
-    assert np.array_equal(distributed.sum_array(np.arange(3), torch.device("cpu")), np.arange(3))
+    assert distributed.gather_rows(value[:, None])[0] is not None and len(distributed.gather_rows(value[:, None])) == 1
     assert distributed.from_main("x") == "x" and distributed.on_main(lambda: 3) == 3
     assert distributed.main_first(lambda first: first) is True
     assert list(distributed.replicas_of_this_process(3)) == [0, 1, 2]

@@ -355,3 +355,12 @@ def test_weights_that_do_not_fit_what_is_asked_are_refused(options):
 def test_names_are_those_of_the_package():
     model = tiny(tasks=(3, 2))
     assert set(rename_released(released(model, prefix="module."))) == set(model.state_dict())
+
+
+def test_distances_between_task_tokens_are_over_all_pairs():
+    model = tiny(tasks=(2, 2, 1))
+    tokens = torch.cat([token[0] for token in model.task_tokens]).detach().numpy()
+    pairs = [(i, j) for i in range(len(tokens)) for j in range(i)]
+    expected = sorted(float(np.linalg.norm(tokens[i] - tokens[j])) for i, j in pairs)
+    assert sorted(model.token_distances()) == pytest.approx(expected, rel=1e-5) and len(expected) > 1
+    assert tiny(tasks=(2,)).token_distances() == []

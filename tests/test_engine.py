@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from continual import distributed, engine
 from continual.convit import ConViT
 from continual.datasets import Images, Samples
-from continual.dytox import DyTox, freeze
+from continual.dytox import Classifier, DyTox, freeze
 from continual.engine import Beside, Loading, evaluating, extract_features, train_one_epoch
 from continual.errors import NonFiniteLoss
 from continual.losses import Objective, binary_cross_entropy, paper_objective
@@ -30,10 +30,10 @@ TASKS = (Task(0, 0, 4), Task(1, 4, 3))
 LR = 0.1
 
 
-def dytox(*, drop_path: float = 0.0) -> DyTox:
+def dytox(*, drop_path: float = 0.0, ind_clf: str = "1-1") -> DyTox:
     with seeded("model"):
         encoder = ConViT(input_size=8, patch_size=4, embed_dim=8, num_heads=2, drop_path_rates=[drop_path])
-        model = DyTox(encoder, num_heads=2, drop_path_rates=[drop_path])
+        model = DyTox(encoder, num_heads=2, drop_path_rates=[drop_path], ind_clf=ind_clf)
         for nb_new in CLASSES:
             model.add_task(nb_new)
     return model.train()
@@ -359,8 +359,10 @@ def test_features_are_the_embeddings():
     x = torch.stack([dataset[i][0] for i in range(20)])
     with torch.no_grad():
         expected = copy.deepcopy(model).eval()(x).tokens
-    assert features.shape == (20, 2, 8) and features.dtype == np.float64
-    np.testing.assert_allclose(features, expected.numpy(), rtol=1e-5, atol=1e-6)
+    assert features.shape == (20, 16) and features.dtype == np.float32
+    np.testing.assert_allclose(features, expected.flatten(1).numpy(), rtol=1e-5, atol=1e-6)
+    newest = extract_features(model, dataset, loading=CPU, batch_size=8, key=(), newest_only=True)
+    np.testing.assert_array_equal(newest, features[:, 8:])
     assert model.training
 
 
@@ -392,7 +394,20 @@ def test_bfloat16_trains_and_evaluates_close_to_float32():
     )
     assert sum(halved.loss_sum) == pytest.approx(sum(full.loss_sum), rel=2e-2) and halved.loss_sum != full.loss_sum
     features = [extract_features(full_model, dataset, loading=loading, batch_size=16, key=()) for loading in (CPU, half)]
-    assert 0 < np.abs(features[0] - features[1]).max() < 0.1
+    assert np.array_equal(*features)  # always float32
+
+
+@pytest.mark.parametrize("kind", ["1-1", "n-n", ""])
+def test_classifiers_and_divergence_are_float32_under_mixed_precision(kind):
+    model = dytox(ind_clf=kind)
+    model.head_div = Classifier(8, 3)
+    x = torch.stack([images(4)[i][0] for i in range(4)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(x)
+        assert torch.nn.functional.linear(x.flatten(1), torch.ones(2, x[0].numel())).dtype == torch.bfloat16
+    assert outputs.logits.dtype == outputs.div.dtype == torch.float32
+    exact = model.head_div(outputs.tokens[:, -1].float())
+    assert torch.equal(outputs.div, exact)
 
 
 def test_sam_works_in_bfloat16():

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from stored import table
 
-from continual.samplers import SAMPLERS, MemorySampler, StepSampler, repeated_augmentation, sequential, shuffled
+from continual.samplers import (
+    SAMPLERS,
+    MemorySampler,
+    StepSampler,
+    released_drop_last,
+    repeated_augmentation,
+    sequential,
+    shuffled,
+)
 
 # Orders
 
@@ -194,3 +202,58 @@ def test_exemplars_resume_and_spread_over_processes():
         assert list(alone) == [batch for i, batch in enumerate(whole) if i // 2 % 2 == replica]
     sampler.beside.set_epoch(3)
     assert list(sampler) != whole
+
+
+# -------------------------------------------------------------------------------------------- the last, partial batch
+
+
+@pytest.mark.parametrize(
+    "nb, replicas, batch, drops",
+    [
+        (2000, 2, 128, True),  # 1792 / 2 = 896
+        (2000, 8, 128, True),  # 224
+        (500, 4, 128, False),  # 64
+        (20000, 8, 128, True),
+        (1000, 2, 128, True),
+        (512, 2, 256, False),  # not more than one batch
+        (511, 1, 256, False),  # 511 counts as 256
+        (200, 2, 99, True),  # below 256: 200 / 2
+        (200, 2, 100, False),
+    ],
+)
+def test_the_released_condition_of_dropping(nb, replicas, batch, drops):
+    assert released_drop_last(nb, replicas, batch) is drops
+
+
+@pytest.mark.parametrize(
+    "memory, replicas, new, share",
+    [(2000, 2, 200, 0.4), (1000, 2, 100, 1.0), (2000, 8, 200, 0.4), (500, 4, 50, 0.0)],  # last tasks of 10 steps
+)
+def test_the_share_of_the_newest_exemplars_that_finetuning_never_sees(memory, replicas, new, share):
+    views = [np.arange(memory)] * replicas
+    batches = StepSampler("sequential", views, mine=[0], batch_size=128, key=(), drop_last=True)
+    batches.set_epoch(0)
+    seen = {index for batch in batches for index, _ in batch}
+    assert len(set(range(memory - new, memory)) - seen) / new == share
+    whole = StepSampler("sequential", views, mine=[0], batch_size=128, key=())
+    assert {index for batch in whole for index, _ in batch} == set(range(memory))
+
+
+@pytest.mark.parametrize("name", ["sequential", "shuffled", "repeated"])
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_no_step_holds_one_image_alone_where_batch_norm_trains(name, replicas, drop_last):
+    for nb in range(1, 40):
+        for batch_size in (2, 3, 11):
+            settings = {"mine": range(replicas), "batch_size": batch_size, "key": (), "drop_last": drop_last}
+            sampler = StepSampler(name, [np.arange(nb)] * replicas, no_single=True, **settings)
+            plain = StepSampler(name, [np.arange(nb)] * replicas, **settings)
+            batches, expected = list(sampler), list(plain)
+            assert len(batches) == len(sampler) and min(map(len, batches)) > 1, (nb, batch_size)
+            if min(map(len, expected)) > 1:
+                assert batches == expected
+            else:
+                assert {i for batch in expected for i, _ in batch} <= {i for batch in batches for i, _ in batch}
+            if len(batches) > 1:
+                sampler.set_epoch(0, first_step=1)  # as after a resume
+                assert list(sampler) == batches[len(sampler.mine) :]
