@@ -342,7 +342,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     "finetuning_teacher": [({}, True, of("ft1", "losses"))],
     "finetuning_resetclf": [({}, True, of("ft1", "weights", "forward", "noisy"))],
     "ft_no_sampling": [({}, True, of("ft1", "batches", "images"))],
-    "ft_drop_last": [({"ft_no_sampling": True, "memory_size": 28, "batch_size": 8}, True, of("ft1", "batches", "images"))],
+    "ft_drop_last": [({"ft_no_sampling": True, "memory_size": 28, "batch_size": 8}, True, of("ft1", "batches"))],
     "freeze_task": [({}, ("old_heads",), of("tr1", "frozen"))],
     "freeze_ft": [({}, ("sab",), of("ft1", "frozen"))],
     "freeze_eval": [(FROZEN, True, of("tr1", "modes", "noisy"))],

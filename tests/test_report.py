@@ -34,6 +34,28 @@ def evaluate(report: Report, index: int, *accuracies: float, final: bool = True,
     )
 
 
+def test_distances_between_task_tokens_end_the_table_and_the_line(tmp_path, capsys):
+    report = Report(tmp_path, nb_tasks=2, console=True)
+    rest = {
+        "epoch": 0,
+        "phase": "training",
+        "final": True,
+        "lr": 1.0,
+        "train_losses": {},
+        "nb_parameters": 1,
+        "nb_exemplars": 0,
+    }
+    report.evaluation(scores(0.5), task=Task(0, 0, 10), token_distances=[], **rest)
+    report.evaluation(scores(0.5, 0.5), task=Task(1, 10, 10), token_distances=[0.5, 0.25, 0.75], **rest)
+    names = ("token_mean_dist", "token_min_dist", "token_max_dist")
+    assert [[line[name] for name in names] for line in lines(tmp_path)] == [[0, 0, 0], [0.5, 0.25, 0.75]]
+    table = capsys.readouterr().out.split("Task 2/2")[1].split("\n\n")[0]
+    assert table.splitlines()[-1] == "distance between task tokens: mean 0.500, min 0.250, max 0.750"
+    (tmp_path / "none").mkdir()
+    evaluate(Report(tmp_path / "none", nb_tasks=1, console=False), 0, 0.5)
+    assert "token" not in (tmp_path / "none" / "evaluations.jsonl").read_text()
+
+
 def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
 
