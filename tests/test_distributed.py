@@ -1,8 +1,12 @@
 """One recipe on any number of processes: the same losses, exemplars, metrics and weights."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-from jobs import THREE_TASKS, TINY, assert_close, assert_equal, finish, folders, results, run, what_counts
+from jobs import ROOT, THREE_TASKS, TIMEOUT, TINY, assert_close, assert_equal, finish, folders, results, run, what_counts
 
 from continual import distributed
 from continual.errors import LostProcess, OptionsError
@@ -31,6 +35,46 @@ def test_one_two_and_four_processes(more, tmp_path):
         assert_close(found[processes], found[1], f"{processes} processes")
         exemplars = [[state["memory"] for state in found[p]["states"].values()] for p in (1, processes)]
         assert_equal(*exemplars)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batch_norm_never_meets_one_image_alone(processes, tmp_path):
+    """Finetuning on 28 exemplars in batches of 9 would end in a step of one; the last map of this network is one cell."""
+    network = ["--model", "timm:test_resnet", "--input-size", "16", "--no-debug", "--batch-size", "9", "--memory-size", "28"]
+    short = ["--epochs", "1", "--base-epochs", "1", "--finetuning-epochs", "1", "--eval-every", "none"]
+    finish([*TINY, *network, *short, *folders(tmp_path)], tmp_path, processes=processes)
+
+
+CHOOSER = """
+import numpy as np, torch
+from continual import distributed, rehearsal
+distributed.start("cpu", timeout=60)
+rank = distributed.rank()
+rows = torch.arange(2 * rank, dtype=torch.float32).view(-1, 2) if rank else torch.empty(0, 0)
+gathered = distributed.gather_rows(rows)
+assert (gathered is None) == (rank > 0)
+assert not gathered or [part.shape[0] for part in gathered] == [0, 1, 2] and gathered[2].tolist() == [[0, 1], [2, 3]]
+calls = []
+def rule(features, k, rng):
+    calls.append(rank)
+    return features[:, 0].argsort()[:k]
+rehearsal.RULES["mine"] = rule
+features, labels = np.random.default_rng(0).normal(size=(6, 2)), np.array([0, 1, 0, 1, 0, 1])
+chosen = distributed.on_main(
+    lambda: rehearsal.choose("mine", None if rank else features, labels, k=2, seed=lambda label: label)
+)
+assert [c.tolist() for c in chosen] == [c.tolist() for c in rehearsal.choose("mine", features, labels, k=2, seed=int)]
+assert calls == ([0, 0, 0, 0] if rank == 0 else [rank, rank])  # the second time everybody chose, for this comparison
+distributed.stop()
+print("chosen")
+"""
+
+
+def test_the_main_process_gathers_features_and_chooses_for_all(tmp_path):
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", str(tmp_path / "c.py")]
+    (tmp_path / "c.py").write_text(CHOOSER)
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.stdout.count("chosen") == 3, done.stderr[-2000:]
 
 
 @pytest.fixture(scope="module")
