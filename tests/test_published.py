@@ -82,7 +82,7 @@ def test_the_stored_numbers_are_those_of_the_readme():
         rows = published(steps)
         for row in rows:
             if row["last"] is not None:
-                assert f"{row['average']:g}" in readme and f"{row['last']:g}" in readme, row
+                assert f"{row['average']:.2f} / {row['last']:.2f}" in readme, row
             curve = row.get("curve")
             if curve and len(curve) == steps:
                 assert sum(curve) / steps == pytest.approx(row["average"], abs=0.2) and curve[-1] == row["last"]
