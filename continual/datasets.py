@@ -29,6 +29,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from torch.utils.data import Dataset
 
+from continual import given
 from continual.errors import DataError, OptionsError, one_line
 from continual.files import absolute
 from continual.opening import is_image, open_rgb, refuse_wide
@@ -185,22 +186,25 @@ def load(
     )
 
 
-def register(name: str, function: Callable[[str | None, bool], tuple[Sequence, Sequence]]) -> None:
+def register(name: str, function: Callable[[str | None, bool], tuple[Sequence, Sequence] | Dataset]) -> None:
     """Makes `--data-set name` read a data set of one's own.
 
-    function(data_path, train) returns (x, y) of the training or the test images. x: uint8 images (n, H, W),
-    (n, H, W, 1) or (n, H, W, 3), a list of such images of varying size, or paths (absolute, or starting from the data
-    folder). y: n labels, integers or strings; the class ids are their ranks in sorted order.
+    function(data_path, train) returns (x, y) of the training or the test images, or a data set of (image, label) pairs, such as
+    one of torchvision (with `samples`, as ImageFolder has, its files are opened here, without its transforms).
+
+    x: images (n, H, W), (n, H, W, C) or (n, C, H, W), uint8 or uint16 (scaled to 8 bits), as an array or a tensor, where C is 1
+    or 3, or with alpha 2 or 4; a list of such images of varying size, or of Pillow images; or paths (absolute, or from the data
+    folder). y: n labels, integers (or whole floats, booleans) or words; the class ids are their ranks in sorted order. Columns
+    of a table go by their order, without their index. Anything else is refused, in one line.
 
         def stripes(data_path, train):
-            return images, labels
+            return (images, labels) if train else (test_images, test_labels)
 
         register("stripes", stripes)
     """
 
     def read(root: str | None, train: bool, download: bool) -> Split:
-        x, y = function(root, train)
-        return Split(_tidy(name, x, root), np.asarray(y))
+        return Split(*given.split(name, function(root, train), root))
 
     _SOURCES[name.lower()] = _Source(name, read, needs_path=False)
 
@@ -436,7 +440,7 @@ def _digits(root: str | None, train: bool, download: bool) -> Split:
     grey = np.rint(images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8)  # 0..16 -> 0..255
     test = held_out(y, 0.2, "digits")
     chosen = ~test if train else test
-    return Split(_three_channels(grey[chosen]), y[chosen])
+    return Split(given.three_channels(grey[chosen]), y[chosen])
 
 
 # CIFAR: pickled arrays. Unpickling a stranger's file executes what it says, so only arrays are let through.
@@ -661,42 +665,7 @@ def _continuum(cls: type, root: str, train: bool, download: bool) -> Split:
         ) from error
     if x.dtype == "S255" and max(map(len, x), default=0) == 255:
         raise DataError(f"{cls.__name__}: paths below {root} are longer than the 254 bytes that Continuum keeps; move it up")
-    return Split(_tidy(cls.__name__, x, root), np.asarray(y))
-
-
-def _tidy(name: str, x: Sequence, root: str | None) -> np.ndarray:
-    """Images or paths of any accepted kind, as `Samples.x` has them."""
-    if len(x) and isinstance(x[0], str | bytes | os.PathLike):
-        return np.array([_below(name, os.fsdecode(path), root) for path in x])
-    if isinstance(x, np.ndarray) and x.dtype != object:
-        if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
-            raise DataError(f"{name}: images must be uint8 (n, H, W), (n, H, W, 1) or (n, H, W, 3), got {x.dtype} {x.shape}")
-        return _three_channels(x)
-    images = np.empty(len(x), dtype=object)
-    for index, image in enumerate(x):
-        image = np.asarray(image)
-        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[-1] in (1, 3))):
-            raise DataError(
-                f"{name}: image {index} must be uint8 (H, W), (H, W, 1) or (H, W, 3), got {image.dtype} {image.shape}"
-            )
-        images[index] = image
-    return images
-
-
-def _below(name: str, path: str, root: str | None) -> str:
-    """A path as seen from `root`, with forward slashes."""
-    if root is None:
-        raise DataError(f"{name}: gives paths such as {path!r}, which need a data_path to start from")
-    full, start = os.path.normpath(os.path.join(root, path)), os.path.join(root, "")
-    if not full.startswith(start):
-        raise DataError(f"{name}: {path!r} is not inside the data folder {root}")
-    return full[len(start) :].replace(os.sep, "/")
-
-
-def _three_channels(x: np.ndarray) -> np.ndarray:
-    """Grey images (n, H, W) or (n, H, W, 1) to (n, H, W, 3); those in colour stay as they are."""
-    x = x[..., None] if x.ndim == 3 else x
-    return x if x.shape[-1] == 3 else np.repeat(x, 3, axis=-1)
+    return Split(given.images(cls.__name__, x, root), np.asarray(y))
 
 
 def _some(names: Iterable, limit: int = 10) -> str:

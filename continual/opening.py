@@ -7,6 +7,7 @@
 """
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -128,7 +129,9 @@ def _white(image: Image.Image) -> int:
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as EXIF says; as it is where there is no EXIF, or one that cannot be read."""
     try:
-        return ImageOps.exif_transpose(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ImageOps.exif_transpose(image)
     except Exception:  # the pixels are loaded: only what lies beside them is broken
         return image
 
