@@ -32,7 +32,7 @@ from torch.utils.data import Dataset
 from continual import given
 from continual.errors import DataError, OptionsError, one_line
 from continual.files import absolute
-from continual.opening import is_image, open_rgb, refuse_wide
+from continual.opening import is_image, may_be_wide, open_rgb, refuse_wide
 from continual.randomness import seed_of, seeded
 from continual.tasks import Task
 
@@ -428,7 +428,7 @@ def _read(source: _Source, root: str | None, *, train: bool, download: bool) -> 
     if len(x) != len(y) or not len(x):
         raise DataError(f"{what}: {len(x)} images and {len(y)} labels")
     if x.dtype.kind == "U":
-        refuse_wide(_full_path(path, root) for path in x.tolist())
+        refuse_wide(_full_path(path, root) for path in x.tolist() if may_be_wide(path))
     return split
 
 
@@ -585,11 +585,10 @@ def _tree(root: str, split: str, classes: Sequence[str]) -> Split:
     left_out = [f"{split}/{name}" for name in _files(top)]
     counts = []
     for name in classes:
-        found = [f"{split}/{name}/{file}" for file in _files(os.path.join(top, name), deep=True)]
-        images = [file for file in found if is_image(file)]
-        x += images
-        left_out += [file for file in found if not is_image(file)]
-        counts.append(len(images))
+        before = len(x)
+        for file in _files(os.path.join(top, name), deep=True):
+            (x if is_image(file) else left_out).append(f"{split}/{name}/{file}")
+        counts.append(len(x) - before)
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty or not x:
         raise DataError(f"{top}: no image in {_some(empty) if empty else 'it'}")
@@ -607,14 +606,16 @@ def _files(folder: str, *, deep: bool = False) -> list[str]:
     files: list[str] = []
 
     def look(below: str) -> None:
+        folders = []
         with os.scandir(os.path.join(folder, below)) as entries:
-            seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-        for entry in seen:
-            if not entry.is_dir():
-                files.append(below + entry.name)
-            elif deep and (place := os.path.realpath(entry.path)) not in read:
+            for entry in entries:
+                if entry.name[0] != ".":
+                    (folders if entry.is_dir() else files).append(below + entry.name)
+        for inner in sorted(folders) if deep else ():
+            place = os.path.realpath(os.path.join(folder, inner))
+            if place not in read:
                 read.add(place)
-                look(f"{below}{entry.name}/")
+                look(inner + "/")
 
     try:
         look("")

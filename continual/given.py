@@ -103,14 +103,15 @@ def _pairs(name: str, given: Any) -> tuple[list, list]:
             return [absolute(path) for path in paths], [change(label) for _, label in listed]
     x, y = [], []
     for index in range(len(given)):
+        item = f"{name}: item {index} of the {type(given).__name__}"
         try:
-            image, label = given[index]
+            pair = given[index]
         except Exception as error:
-            raise DataError(
-                f"{name}: item {index} of the {type(given).__name__} must be an (image, label) pair: {one_line(error)}"
-            ) from error
-        x.append(image)
-        y.append(label)
+            raise DataError(f"{item} cannot be read: {one_line(error)}") from error
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise DataError(f"{item} must be an (image, label) pair, got {_told(pair)}")
+        x.append(pair[0])
+        y.append(pair[1])
     return x, y
 
 

@@ -6,7 +6,6 @@
 4. Whatever else Pillow knows (grey, palettes, CMYK, ...) goes by its own `convert("RGB")`.
 """
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -60,8 +59,7 @@ def as_rgb(image: Image.Image, *, upright: bool) -> Image.Image:
 def refuse_wide(paths: Iterable[str]) -> None:
     """Refuses images of 32-bit pixels by their headers, before anything is trained on them.
 
-    Only opens files with an ending of a format that can hold such pixels: in a folder of JPEG or PNG files, none. Does not
-    check for broken files.
+    Give it the paths that `may_be_wide`. Does not check for broken files.
 
     Raises:
         DataError: names the first of them.
@@ -74,11 +72,15 @@ def refuse_wide(paths: Iterable[str]) -> None:
         except Exception:  # broken; told when it is opened
             return None
 
-    looked_at = [path for path in paths if _ending(path) in _wide_endings()]
     with ThreadPoolExecutor() as pool:
-        told = [message for message in pool.map(refusal, looked_at) if message]
+        told = [message for message in pool.map(refusal, paths) if message]
     if told:
         raise DataError(told[0] + (f"; and {len(told) - 1} more like it" if len(told) > 1 else ""))
+
+
+def may_be_wide(path: str) -> bool:
+    """Whether the file's ending is of a format that can hold pixels of 32 bits; JPEG and PNG cannot."""
+    return _ending(path) in _wide_endings()
 
 
 @cache
@@ -102,7 +104,9 @@ def by_ending(paths: Sequence[str]) -> str:
 
 
 def _ending(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
+    """In lower case, with its dot; empty without one. (os.path.splitext takes twice as long: seconds in ImageNet.)"""
+    dot = path.rfind(".")
+    return path[dot:].lower() if dot > path.rfind("/") + 1 else ""
 
 
 @cache
@@ -147,7 +151,7 @@ def _eight_bits(image: Image.Image, white: int) -> Image.Image:
 
 def eight_bits(values: np.ndarray, white: int = 65535) -> np.ndarray:
     """Integers from 0 to `white` to uint8 from 0 to 255, rounded."""
-    return np.rint(values * (255 / white)).astype(np.uint8)
+    return np.rint(values * np.float32(255 / white)).astype(np.uint8)  # exact: no value comes near the middle of two
 
 
 def _over_white(image: Image.Image) -> Image.Image:

@@ -94,6 +94,12 @@ def test_grey_images_of_16_bits_are_scaled_to_8(tmp_path, ending: str):
     assert np.array_equal(shown(tmp_path / f"x.{ending}"), np.stack([expected] * 3, -1))
 
 
+def test_scaling_is_exact():
+    for white in (65535, 4095):
+        values = np.arange(white + 1)
+        assert np.array_equal(opening.eight_bits(values.astype(np.uint16), white), (values * 510 + white) // (2 * white))
+
+
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L"])
 def test_every_order_of_bytes_is_scaled(mode: str):
     image = Image.new(mode, (3, 2), 5000)
@@ -525,7 +531,9 @@ PIXELS = np.zeros((2, 9, 8), np.uint8)
         (([Image.new("F", (4, 4))] * 2, [0, 1]), "image 0: the image has pixels in floating point (mode F)"),
         ((["a.png", None], [0, 1]), "images must be all paths or none, got None among them"),
         ((["a.png", float("nan")], [0, 1]), "got nan among them"),
-        (Pairs((PIXELS[0], 1), (PIXELS[1], 2, 3)), "item 1 of the Pairs must be an (image, label) pair"),
+        (Pairs((PIXELS[0], 1), (PIXELS[1], 2, 3)), "item 1 of the Pairs must be an (image, label) pair, got a tuple of 3"),
+        (Pairs({"image": PIXELS[0], "label": 1}), "item 0 of the Pairs must be an (image, label) pair, got builtins.dict"),
+        (TensorDataset(torch.tensor(PIXELS)), "item 0 of the TensorDataset must be an (image, label) pair, got a tuple of 1"),
         (Pairs((torch.rand(3, 9, 8), 1)), "image 0 must be uint8"),
         (Pairs(), "0 images and 0 labels"),
     ],
