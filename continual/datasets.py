@@ -28,10 +28,11 @@ import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from continual import given
 from continual.errors import DataError, OptionsError, one_line
 from continual.files import absolute
+from continual.opening import is_image, may_be_wide, open_rgb, refuse_wide
 from continual.randomness import seed_of, seeded
 from continual.tasks import Task
 
@@ -59,7 +60,7 @@ class Samples(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The training or the test images of a data set, as its source has them.
+    """The training or the test images of a data set, as its source has them; to read one, the other is not looked at.
 
     x: as in `Samples`. y: (n,) what the source calls the class of each, integers or words. names: the name of every class,
         in the sorted order of what `y` holds; empty if the source has none. left_out: paths of files that are no images.
@@ -77,7 +78,7 @@ class Benchmark:
 
     class_order: the class id behind every label. root: the folder that paths in `x` start from, None without a folder.
     mean, std: per channel, for pixels in [0, 1]. skipped: the unreadable files that were left out. left_out: files beside the
-    images that are none. class_names: the name of every class id.
+    images that are none. class_names: the name of every class id. upright: see `Images`.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Benchmark:
     skipped: tuple[str, ...] = field(default=(), repr=False)
     left_out: tuple[str, ...] = field(default=(), repr=False)
     class_names: tuple[str, ...] = field(default=(), repr=False)
+    upright: bool = True
 
     @property
     def nb_classes(self) -> int:
@@ -180,25 +182,29 @@ def load(
         skipped=skipped,
         left_out=left_out,
         class_names=names or tuple(map(str, classes.tolist())),
+        upright=source.upright,
     )
 
 
-def register(name: str, function: Callable[[str | None, bool], tuple[Sequence, Sequence]]) -> None:
+def register(name: str, function: Callable[[str | None, bool], tuple[Sequence, Sequence] | Dataset]) -> None:
     """Makes `--data-set name` read a data set of one's own.
 
-    function(data_path, train) returns (x, y) of the training or the test images. x: uint8 images (n, H, W),
-    (n, H, W, 1) or (n, H, W, 3), a list of such images of varying size, or paths (absolute, or starting from the data
-    folder). y: n labels, integers or strings; the class ids are their ranks in sorted order.
+    function(data_path, train) returns (x, y) of the training or the test images, or a data set of (image, label) pairs, such as
+    one of torchvision (with `samples`, as ImageFolder has, its files are opened here, without its transforms).
+
+    x: images (n, H, W), (n, H, W, C) or (n, C, H, W), uint8 or uint16 (scaled to 8 bits), as an array or a tensor, where C is 1
+    or 3, or with alpha 2 or 4; a list of such images of varying size, or of Pillow images; or paths (absolute, or from the data
+    folder). y: n labels, integers (or whole floats, booleans) or words; the class ids are their ranks in sorted order. Columns
+    of a table go by their order, without their index. Anything else is refused, in one line.
 
         def stripes(data_path, train):
-            return images, labels
+            return (images, labels) if train else (test_images, test_labels)
 
         register("stripes", stripes)
     """
 
     def read(root: str | None, train: bool, download: bool) -> Split:
-        x, y = function(root, train)
-        return Split(_tidy(name, x, root), np.asarray(y))
+        return Split(*given.split(name, function(root, train), root))
 
     _SOURCES[name.lower()] = _Source(name, read, needs_path=False)
 
@@ -297,16 +303,24 @@ class Images(Dataset):
     """Opens and transforms samples.
 
     `images[index]` and `images[index, key]` give (the transform's output, label). With a key, a tuple of integers and
-    words, whatever the transform draws depends on that key alone.
+    words, whatever the transform draws depends on that key alone. `upright`: files are turned as their EXIF orientation says.
 
     Raises:
         DataError: an image that cannot be read; the message names its path and index.
     """
 
-    def __init__(self, samples: Samples, transform: Callable[[Image.Image], torch.Tensor], *, root: str | None = None) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        transform: Callable[[Image.Image], torch.Tensor],
+        *,
+        root: str | None = None,
+        upright: bool = True,
+    ) -> None:
         self.samples = samples
         self.transform = transform
         self.root = root
+        self.upright = upright
 
     def __len__(self) -> int:
         return len(self.samples.y)
@@ -326,19 +340,15 @@ class Images(Dataset):
             return Image.fromarray(x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x).convert("RGB")
         path = _full_path(x, self.root)
         try:
-            return _decode(path)
+            return open_rgb(path, upright=self.upright)
+        except DataError:
+            raise
         except Exception as error:
             raise DataError(f"cannot read the image {path} (index {index}): {one_line(error)}") from error
 
 
 def _full_path(path: str, root: str | None) -> str:
     return os.path.join(root or "", *path.split("/"))
-
-
-def _decode(path: str) -> Image.Image:
-    """The image as RGB. Pillow raises errors of a dozen types on broken files."""
-    with Image.open(path) as image:
-        return image.convert("RGB")
 
 
 def _without_unreadable(
@@ -352,8 +362,10 @@ def _without_unreadable(
         readable = []
         for path in paths:
             try:
-                _decode(_full_path(path, root))
+                open_rgb(_full_path(path, root), upright=False)
                 readable.append(True)
+            except DataError:
+                raise
             except Exception:
                 readable.append(False)
         return readable
@@ -381,6 +393,7 @@ class _Source:
     std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
     nb_classes: int | None = None
     needs_path: bool = True
+    upright: bool = True
 
 
 def _find(data_set: str) -> _Source:
@@ -414,6 +427,8 @@ def _read(source: _Source, root: str | None, *, train: bool, download: bool) -> 
         raise DataError(f"{what}: labels must be one integer or word each, got {y.dtype} of shape {y.shape}")
     if len(x) != len(y) or not len(x):
         raise DataError(f"{what}: {len(x)} images and {len(y)} labels")
+    if x.dtype.kind == "U":
+        refuse_wide(_full_path(path, root) for path in x.tolist() if may_be_wide(path))
     return split
 
 
@@ -425,7 +440,7 @@ def _digits(root: str | None, train: bool, download: bool) -> Split:
     grey = np.rint(images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8)  # 0..16 -> 0..255
     test = held_out(y, 0.2, "digits")
     chosen = ~test if train else test
-    return Split(_three_channels(grey[chosen]), y[chosen])
+    return Split(given.three_channels(grey[chosen]), y[chosen])
 
 
 # CIFAR: pickled arrays. Unpickling a stranger's file executes what it says, so only arrays are let through.
@@ -475,14 +490,14 @@ class _Cifar:
     labels: str
 
     def __call__(self, root: str, train: bool, download: bool) -> Split:
-        folder = os.path.join(root, self.folder)
-        missing = [name for name in self.train_files + self.test_files if not os.path.isfile(os.path.join(folder, name))]
+        folder, names = os.path.join(root, self.folder), self.train_files if train else self.test_files
+        missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
         if missing:
             wanted = f"{self.name}: looked in {folder} for {', '.join(missing)}; download {self.url} and unpack it in {root}"
             if not download:
                 raise DataError(wanted)
             _download(self.name, root, wanted)
-        parts = [self._read_file(os.path.join(folder, name)) for name in (self.train_files if train else self.test_files)]
+        parts = [self._read_file(os.path.join(folder, name)) for name in names]
         return Split(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def _read_file(self, path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -528,26 +543,28 @@ def _impatient_sockets() -> Iterator[None]:
 
 def _folder(root: str, train: bool, download: bool) -> Split:
     """train/ and test/ (or val/), each with one folder per class; class ids follow the sorted names."""
-    test = next((name for name in ("test", "val") if os.path.isdir(os.path.join(root, name))), "test")
     classes = _subfolders(os.path.join(root, "train"))
+    if train:
+        return _tree(root, "train", classes)
+    test = next((name for name in ("test", "val") if os.path.isdir(os.path.join(root, name))), "test")
     _compare(os.path.join(root, test), _subfolders(os.path.join(root, test)), classes)
-    return _tree(root, "train" if train else test, classes)
+    return _tree(root, test, classes)
 
 
 def _imagenet(nb_classes: int, root: str, train: bool, download: bool) -> Split:
     """train/ and val/ with one folder per WordNet id. Class ids follow the sorted names; ImageNet-100 has a list."""
     hint = "; ImageNet is not downloaded for you, see https://image-net.org/download-images"
-    folders = {split: _subfolders(os.path.join(root, split), hint) for split in ("train", "val")}
+    split = "train" if train else "val"
+    names = _subfolders(os.path.join(root, split), hint)
     if nb_classes == 100:
         classes = IMAGENET100_WNIDS.read_text().split()
-        folders = {split: [name for name in names if name in classes] for split, names in folders.items()}
-    elif len(folders["train"]) == nb_classes:
-        classes = folders["train"]
+        names = [name for name in names if name in classes]
     else:
-        classes = sorted(ImageNetInfo("imagenet-1k").label_names())
-    for split, names in folders.items():
-        _compare(os.path.join(root, split), names, classes)
-    return _tree(root, "train" if train else "val", classes)
+        classes = names if train else _subfolders(os.path.join(root, "train"), hint)
+        if len(classes) != nb_classes:
+            classes = sorted(ImageNetInfo("imagenet-1k").label_names())
+    _compare(os.path.join(root, split), names, classes)
+    return _tree(root, split, classes)
 
 
 def _subfolders(folder: str, hint: str = "") -> list[str]:
@@ -563,17 +580,48 @@ def _subfolders(folder: str, hint: str = "") -> list[str]:
 
 def _tree(root: str, split: str, classes: Sequence[str]) -> Split:
     """Paths of the images from `root`, sorted by class and name; and their class ids."""
+    top = os.path.join(root, split)
     x: list[str] = []
+    left_out = [f"{split}/{name}" for name in _files(top)]
     counts = []
     for name in classes:
-        files = sorted(os.listdir(os.path.join(root, split, name)))
-        images = [file for file in files if file.lower().endswith(IMG_EXTENSIONS) and not file.startswith(".")]
-        x += [f"{split}/{name}/{file}" for file in images]
-        counts.append(len(images))
+        before = len(x)
+        for file in _files(os.path.join(top, name), deep=True):
+            (x if is_image(file) else left_out).append(f"{split}/{name}/{file}")
+        counts.append(len(x) - before)
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty or not x:
-        raise DataError(f"{os.path.join(root, split)}: no image in {_some(empty) if empty else 'it'}")
-    return Split(np.array(x), np.repeat(np.arange(len(classes)), counts), tuple(classes))
+        raise DataError(f"{top}: no image in {_some(empty) if empty else 'it'}")
+    return Split(np.array(x), np.repeat(np.arange(len(classes)), counts), tuple(classes), tuple(left_out))
+
+
+def _files(folder: str, *, deep: bool = False) -> list[str]:
+    """The files in a folder (and if `deep` in those below it), sorted, as paths from it; but for hidden ones.
+
+    Links are followed. Every folder is read once, under the name that sorts first, and none that holds `folder` itself: so
+    links that lead in circles do no harm.
+    """
+    whole = os.path.realpath(folder)
+    read = {whole, *map(str, Path(whole).parents), *map(str, Path(folder).parents)}
+    files: list[str] = []
+
+    def look(below: str) -> None:
+        folders = []
+        with os.scandir(os.path.join(folder, below)) as entries:
+            for entry in entries:
+                if entry.name[0] != ".":
+                    (folders if entry.is_dir() else files).append(below + entry.name)
+        for inner in sorted(folders) if deep else ():
+            place = os.path.realpath(os.path.join(folder, inner))
+            if place not in read:
+                read.add(place)
+                look(inner + "/")
+
+    try:
+        look("")
+    except OSError as error:
+        raise DataError(f"cannot look into the folder {error.filename}: {error.strerror}") from error
+    return sorted(files)
 
 
 def _compare(where: str, found: Sequence, expected: Sequence) -> None:
@@ -618,42 +666,7 @@ def _continuum(cls: type, root: str, train: bool, download: bool) -> Split:
         ) from error
     if x.dtype == "S255" and max(map(len, x), default=0) == 255:
         raise DataError(f"{cls.__name__}: paths below {root} are longer than the 254 bytes that Continuum keeps; move it up")
-    return Split(_tidy(cls.__name__, x, root), np.asarray(y))
-
-
-def _tidy(name: str, x: Sequence, root: str | None) -> np.ndarray:
-    """Images or paths of any accepted kind, as `Samples.x` has them."""
-    if len(x) and isinstance(x[0], str | bytes | os.PathLike):
-        return np.array([_below(name, os.fsdecode(path), root) for path in x])
-    if isinstance(x, np.ndarray) and x.dtype != object:
-        if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
-            raise DataError(f"{name}: images must be uint8 (n, H, W), (n, H, W, 1) or (n, H, W, 3), got {x.dtype} {x.shape}")
-        return _three_channels(x)
-    images = np.empty(len(x), dtype=object)
-    for index, image in enumerate(x):
-        image = np.asarray(image)
-        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[-1] in (1, 3))):
-            raise DataError(
-                f"{name}: image {index} must be uint8 (H, W), (H, W, 1) or (H, W, 3), got {image.dtype} {image.shape}"
-            )
-        images[index] = image
-    return images
-
-
-def _below(name: str, path: str, root: str | None) -> str:
-    """A path as seen from `root`, with forward slashes."""
-    if root is None:
-        raise DataError(f"{name}: gives paths such as {path!r}, which need a data_path to start from")
-    full, start = os.path.normpath(os.path.join(root, path)), os.path.join(root, "")
-    if not full.startswith(start):
-        raise DataError(f"{name}: {path!r} is not inside the data folder {root}")
-    return full[len(start) :].replace(os.sep, "/")
-
-
-def _three_channels(x: np.ndarray) -> np.ndarray:
-    """Grey images (n, H, W) or (n, H, W, 1) to (n, H, W, 3); those in colour stay as they are."""
-    x = x[..., None] if x.ndim == 3 else x
-    return x if x.shape[-1] == 3 else np.repeat(x, 3, axis=-1)
+    return Split(given.images(cls.__name__, x, root), np.asarray(y))
 
 
 def _some(names: Iterable, limit: int = 10) -> str:
@@ -678,12 +691,13 @@ _CIFAR10 = _Cifar(
     test_files=("test_batch",),
     labels="labels",
 )
+# Images of ImageNet are taken as they lie in their files, as published.
 _SOURCES = {
     "digits": _Source("digits", _digits, nb_classes=10, needs_path=False),
     "cifar100": _Source("CIFAR100", _CIFAR100, CIFAR_MEAN, CIFAR_STD, nb_classes=100),
     "cifar10": _Source("CIFAR10", _CIFAR10, CIFAR_MEAN, CIFAR_STD, nb_classes=10),
-    "imagenet100": _Source("ImageNet100", partial(_imagenet, 100), nb_classes=100),
-    "imagenet1000": _Source("ImageNet1000", partial(_imagenet, 1000), nb_classes=1000),
+    "imagenet100": _Source("ImageNet100", partial(_imagenet, 100), nb_classes=100, upright=False),
+    "imagenet1000": _Source("ImageNet1000", partial(_imagenet, 1000), nb_classes=1000, upright=False),
     "folder": _Source("folder", _folder),
 }
 _SOURCES["cifar"] = _SOURCES["cifar100"]  # the published name

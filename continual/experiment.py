@@ -12,6 +12,7 @@ from continual import distributed, engine, folders, recipe, rehearsal, transform
 from continual.checkpoint import Store, as_identity, refuse_another
 from continual.datasets import Benchmark, Images, Samples
 from continual.errors import CheckpointError, Preempted
+from continual.opening import by_ending
 from continual.options import Options
 from continual.randomness import seeded
 from continual.report import read_summary
@@ -35,7 +36,8 @@ class Experiment:
     plain: transforms.Transform
 
     def images(self, samples: Samples, *, augment: bool) -> Images:
-        return Images(samples, self.augmented if augment else self.plain, root=self.benchmark.root)
+        transform = self.augmented if augment else self.plain
+        return Images(samples, transform, root=self.benchmark.root, upright=self.benchmark.upright)
 
     def key(self, *parts: int | str) -> tuple:
         """The start of the key of every random draw; see continual/randomness.py."""
@@ -44,11 +46,13 @@ class Experiment:
     def greeting(self, memory: rehearsal.Memory) -> str:
         """The first words of a run: what it learns, how, and where it leaves things."""
         sizes = [task.nb_new for task in self.tasks]
+        left_out = self.benchmark.left_out
         return "\n".join(
             [
                 f"{self.benchmark.name}: {sum(sizes)} classes in {len(sizes)} tasks ({recipe.in_short(sizes)}), "
                 f"{len(self.benchmark.train_samples.y)} training and {len(self.benchmark.test_samples.y)} test images"
                 + (f", {self.benchmark.nb_skipped} unreadable files left out" if self.benchmark.nb_skipped else ""),
+                *([f"{len(left_out)} file{'s' * (len(left_out) > 1)} left out: {by_ending(left_out)}"] if left_out else []),
                 f"{self.replicas} replica(s) on {distributed.nb_processes()} process(es), {self.loading.device}, "
                 + ("bfloat16 autocast" if self.loading.amp else "float32"),
                 f"memory of {memory.memory_size} exemplars"
