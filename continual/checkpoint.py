@@ -89,7 +89,7 @@ def refuse_another(stored: dict[str, Any], now: dict[str, Any], *, anyway: bool 
 def _told(key: str, was: Any, now: Any) -> str:
     """One difference in words; of class names, the first label whose class is another."""
     if key in DIGESTS:
-        return f"the {DIGESTS[key]} images, or their labels, are others"
+        return f"the {DIGESTS[key]} images, their labels or their order differ"
     if key == "classes" and isinstance(was, list) and isinstance(now, list):
         for label, (before, after) in enumerate(zip(was, now, strict=False)):
             if before != after:

@@ -208,7 +208,7 @@ def prepare(options: Options, place: folders.Place, device: torch.device, stop: 
 def _classes_in_short(benchmark: Benchmark, nb_tasks: int) -> str:
     """The first names of the first and last tasks, in the order in which they arrive."""
     shown = benchmark.tasks[:nb_tasks]
-    parts = [f"{task.index + 1}: {some(_names(benchmark, task), 4)}" for task in shown]
+    parts = [f"task {task.index + 1}: {some(_names(benchmark, task), 4)}" for task in shown]
     return " | ".join(parts if len(parts) <= 5 else [*parts[:3], "...", parts[-1]])
 
 
