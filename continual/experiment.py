@@ -67,7 +67,8 @@ class Experiment:
 
     def _joint_by_accident(self) -> str:
         data, defaults = self.options.data, (FIELDS["initial_increment"].default, FIELDS["increment"].default)
-        return joint_by_accident(self.benchmark.nb_classes, data.initial_increment, data.increment, defaults=defaults)
+        said = joint_by_accident(self.benchmark.nb_classes, data.initial_increment, data.increment, defaults=defaults)
+        return said and f"note: {said}"
 
     @cached_property
     def _of_data(self) -> dict[str, Any]:

@@ -148,8 +148,8 @@ class Data(Section):
     )
     class_order: tuple[int, ...] | tuple[tuple[int, ...], ...] | tuple[str, ...] | tuple[tuple[str, ...], ...] | None = option(
         None,
-        "classes in the order in which they arrive: class ids where all are numbers (even of folders called 1, 2, ...), "
-        "else names; a list of such lists (in YAML): one run each",
+        "classes in the order in which they arrive: class ids where all are numbers (even of folders called 1, 2, ...; in "
+        "quotes, in YAML, they are names), else names; a list of such lists (in YAML): one run each",
     )
     mean: tuple[float, ...] | tuple[str, ...] | None = option(
         None,
@@ -180,6 +180,9 @@ class Data(Section):
             twice = sorted(label for label, times in Counter(order or ()).items() if times > 1)
             require(not twice, "class_order", f"labels named more than once{here}: {_shown_all(twice)}")
             self._check_size(order, here)
+            others = set(order or ()) ^ set(self.class_orders()[0] or ())
+            told = _shown_all(sorted(others, key=str))
+            require(not others, "class_order", f"order {number} and order 1 are not of the same classes: {told}")
         for key in ("mean", "std"):
             values = getattr(self, key)
             fits = values in (None, AUTO) or (len(values) in (1, 3) and not by_name(values))
@@ -541,7 +544,7 @@ def flat(options: Options) -> dict[str, Any]:
 
 def replace(options: Options, **changes: Any) -> Options:
     """The same options but for `changes`, flat and checked as any other. Raises OptionsError."""
-    entries = [(key, value, "changed options") for key, value in changes.items()]
+    entries = [(key, _as_it_is(value), "changed options") for key, value in changes.items()]
     return _build({key: (value, "") for key, value in flat(options).items()}, _layer(entries))
 
 
@@ -622,6 +625,13 @@ def _checked(key: str, value: Any, where: str) -> Any:
 
 class _Quoted(str):
     """Text between quotes in YAML: never a number, a truth value or none."""
+
+
+def _as_it_is(value: Any) -> Any:
+    """A value of Python, in whose lists a text is no number."""
+    if isinstance(value, list | tuple):
+        return [_Quoted(item) if isinstance(item, str) else _as_it_is(item) for item in value]
+    return value
 
 
 def _typed(kind: Any, value: Any) -> Any:

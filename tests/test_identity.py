@@ -20,6 +20,7 @@ from continual.errors import CheckpointError, DataError, OptionsError
 from continual.normalisation import normalised
 from continual.options import Options, replace
 from continual.scenario import joint_by_accident
+from continual.series import of_series
 
 WORDS = ["ant", "bee", "cat", "dog"]
 
@@ -310,11 +311,15 @@ def test_names_order_a_run_and_are_left_by_it(tmp_path):
     assert job.codes == [2] and job.said().strip().endswith("error: class_order: there is no class 'cow'; the nearest is 'dog'")
 
 
-def test_several_orders_of_names(tmp_path):
-    options = replace(Options(), data_set="folder", class_order=[["a", "b"], ["b", "a"]])
-    assert options.data.class_orders() == (("a", "b"), ("b", "a"))
+def test_several_orders_of_names():
+    options = replace(Options(), data_set="folder", class_order=[["1", "2"], ["2", "1"]])
+    assert options.data.class_orders() == (("1", "2"), ("2", "1"))
+    runs = [run.data.class_order for run in of_series(options).values()]
+    assert runs == [("1", "2"), ("2", "1")]  # still names
     with pytest.raises(OptionsError, match="labels named more than once in order 2: 'b'"):
         replace(options, class_order=[["a", "b"], ["b", "b"]])
+    with pytest.raises(OptionsError, match="order 3 and order 1 are not of the same classes: 'a', 'x'"):
+        replace(options, class_order=[["a", "b"], ["b", "a"], ["x", "b"]])
 
 
 # ---------------------------------------------------------------------------------------------------- one task, no torch
