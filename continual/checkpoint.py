@@ -28,6 +28,9 @@ from continual.options import MAY_DIFFER, Options, flat
 
 Say = Callable[[str], None]
 
+DIGESTS = {"training_digest": "training", "test_digest": "test"}
+OF_THE_DATA = {"classes", "normalisation", *DIGESTS}  # keys of an identity that the first runs did not write down
+
 _LOCKS: weakref.WeakSet[IO] = weakref.WeakSet()  # held by this process
 
 
@@ -68,13 +71,30 @@ def as_identity(options: Options) -> dict[str, Any]:
     return json.loads(json.dumps({key: value for key, value in flat(options).items() if key not in MAY_DIFFER}))
 
 
+def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys in which two identities differ. Those of runs begun before the data were part of it are silent about them."""
+    unknown = OF_THE_DATA - stored.keys()
+    return [key for key in {**now, **stored} if key not in unknown and stored.get(key) != now.get(key)]
+
+
 def refuse_another(stored: dict[str, Any], now: dict[str, Any], *, anyway: bool = False) -> None:
     """Raise CheckpointError naming the first differences between two identities; `anyway` lets them pass."""
-    keys = [key for key in {**now, **stored} if stored.get(key) != now.get(key)]
+    keys = differences(stored, now)
     if keys and not anyway:
-        told = "; ".join(f"{key} was {_short(stored.get(key))}, is {_short(now.get(key))}" for key in keys[:5])
+        told = "; ".join(_told(key, stored.get(key), now.get(key)) for key in keys[:5])
         more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
         raise CheckpointError(f"the checkpoint is of another experiment: {told}{more} (--resume-anyway goes on nevertheless)")
+
+
+def _told(key: str, was: Any, now: Any) -> str:
+    """One difference in words; of class names, the first label whose class is another."""
+    if key in DIGESTS:
+        return f"the {DIGESTS[key]} images, their labels or their order differ"
+    if key == "classes" and isinstance(was, list) and isinstance(now, list):
+        for label, (before, after) in enumerate(zip(was, now, strict=False)):
+            if before != after:
+                return f"the class of label {label} was {_short(repr(before))}, is {_short(repr(after))}"
+    return f"{key} was {_short(was)}, is {_short(now)}"
 
 
 def _short(value: Any) -> str:

@@ -31,9 +31,12 @@ from torch.utils.data import Dataset
 
 from continual import given
 from continual.errors import DataError, OptionsError, one_line
+from continual.errors import some as _some
 from continual.files import absolute
 from continual.opening import is_image, may_be_wide, open_rgb, refuse_wide
+from continual.options import MEAN, STD, Range, per_channel
 from continual.randomness import seed_of, seeded
+from continual.scenario import NB_CLASSES, by_name, checked_order, task_sizes
 from continual.tasks import Task
 
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -78,7 +81,8 @@ class Benchmark:
 
     class_order: the class id behind every label. root: the folder that paths in `x` start from, None without a folder.
     mean, std: per channel, for pixels in [0, 1]. skipped: the unreadable files that were left out. left_out: files beside the
-    images that are none. class_names: the name of every class id. upright: see `Images`.
+    images that are none. class_names: the name of every class id; descriptions: what it means, where a source can tell.
+    upright: see `Images`.
     """
 
     name: str
@@ -93,10 +97,22 @@ class Benchmark:
     left_out: tuple[str, ...] = field(default=(), repr=False)
     class_names: tuple[str, ...] = field(default=(), repr=False)
     upright: bool = True
+    descriptions: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def nb_classes(self) -> int:
         return len(self.class_order)
+
+    def classes(self) -> list[dict[str, int | str]]:
+        """What every label stands for: label, class id, name, task, and the description if there is one."""
+        rows = []
+        for task in self.tasks:
+            for label in range(task.nb_old, task.nb_seen):
+                class_id = self.class_order[label]
+                row = {"label": label, "class": class_id, "name": self.class_names[class_id], "task": task.index}
+                description = self.descriptions[class_id] if self.descriptions else ""
+                rows.append({**row, "description": description} if description else row)
+        return rows
 
     @property
     def nb_skipped(self) -> int:
@@ -117,7 +133,7 @@ def load(
     data_path: str | None,
     initial_increment: int,
     increment: int | Sequence[int],
-    class_order: Sequence[int] | None = None,
+    class_order: Sequence[int] | Sequence[str] | None = None,
     validation: float = 0.0,
     seed: int = 0,
     download: bool = True,
@@ -130,7 +146,7 @@ def load(
 
     data_set: digits, CIFAR100 (or CIFAR), CIFAR10, ImageNet100, ImageNet1000, folder, a name given to `register`, or
         the name of one of Continuum's image data sets; upper and lower case are the same.
-    initial_increment, increment, class_order: see `task_sizes` and `checked_order`.
+    initial_increment, increment, class_order: see `task_sizes` and `checked_order`; class ids, or names of the data set.
     validation: this fraction of each class's training images is evaluated on, instead of the test images. The seed and
         the class id decide which; the class order does not.
     skip_corrupt: decode every file once, now, and leave out those that cannot be read.
@@ -144,7 +160,8 @@ def load(
     source = _find(data_set)
     if source.nb_classes is not None:  # wrong options are refused before any file is touched
         task_sizes(source.nb_classes, initial_increment, increment)
-        checked_order(class_order, source.nb_classes)
+        checked_order(None if by_name(class_order) else class_order, source.nb_classes)
+    mean, std = (_channels(source.name, key, getattr(source, key), within) for key, within in (("mean", MEAN), ("std", STD)))
     root = _root(source, data_path)
 
     x, raw, names, left_out = _read(source, root, train=True, download=download)
@@ -153,7 +170,8 @@ def load(
         raise DataError(f"{source.name} in {root} has {len(classes)} classes in its training images, not {source.nb_classes}")
     y = np.searchsorted(classes, raw)
     sizes = task_sizes(len(classes), initial_increment, increment)
-    order = checked_order(class_order, len(classes))
+    names = names or tuple(map(str, classes.tolist()))
+    order = checked_order(class_order, len(classes), names)
 
     if validation:
         held = held_out(y, validation, "validation", seed)
@@ -175,18 +193,25 @@ def load(
         tasks=tuple(Task(index, sum(sizes[:index]), size) for index, size in enumerate(sizes)),
         class_order=order,
         root=root,
-        mean=source.mean,
-        std=source.std,
+        mean=mean,
+        std=std,
         train_samples=_cut(x, y, sizes, order),
         test_samples=_cut(test_x, test_y, sizes, order),
         skipped=skipped,
         left_out=left_out,
-        class_names=names or tuple(map(str, classes.tolist())),
+        class_names=names,
+        descriptions=source.describe(names),
         upright=source.upright,
     )
 
 
-def register(name: str, function: Callable[[str | None, bool], tuple[Sequence, Sequence] | Dataset]) -> None:
+def register(
+    name: str,
+    function: Callable[[str | None, bool], tuple[Sequence, Sequence] | Dataset],
+    *,
+    mean: float | Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: float | Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> None:
     """Makes `--data-set name` read a data set of one's own.
 
     function(data_path, train) returns (x, y) of the training or the test images, or a data set of (image, label) pairs, such as
@@ -196,6 +221,7 @@ def register(name: str, function: Callable[[str | None, bool], tuple[Sequence, S
     or 3, or with alpha 2 or 4; a list of such images of varying size, or of Pillow images; or paths (absolute, or from the data
     folder). y: n labels, integers (or whole floats, booleans) or words; the class ids are their ranks in sorted order. Columns
     of a table go by their order, without their index. Anything else is refused, in one line.
+    mean, std: to normalise by, for pixels in [0, 1]; one number, or one per channel. The options `mean` and `std` go before.
 
         def stripes(data_path, train):
             return (images, labels) if train else (test_images, test_labels)
@@ -206,65 +232,11 @@ def register(name: str, function: Callable[[str | None, bool], tuple[Sequence, S
     def read(root: str | None, train: bool, download: bool) -> Split:
         return Split(*given.split(name, function(root, train), root))
 
-    _SOURCES[name.lower()] = _Source(name, read, needs_path=False)
+    _SOURCES[name.lower()] = _Source(name, read, mean, std, needs_path=False)
+    NB_CLASSES.pop(name.lower(), None)  # it may take the place of a data set whose size was known
 
 
 # ---------------------------------------------------------------------------------------------------------------- tasks
-
-
-def task_sizes(nb_classes: int, initial_increment: int, increment: int | Sequence[int]) -> tuple[int, ...]:
-    """The number of classes each task brings.
-
-    The first task has `initial_increment` classes (0: as many as the next; `nb_classes` or more: all of them, in one task). A
-    number gives the size of every later task, a list the size of each.
-
-    Raises:
-        OptionsError: sizes that do not add up to `nb_classes`.
-    """
-    if initial_increment < 0:
-        raise OptionsError(f"initial_increment: {initial_increment} is below 0")
-    if initial_increment >= nb_classes:
-        return (nb_classes,)
-    first = (initial_increment,) * (initial_increment > 0)
-    if not isinstance(increment, int):
-        sizes = first + tuple(int(size) for size in increment)
-        if not increment or min(sizes) < 1:
-            raise OptionsError(f"increment: every task needs one class or more, got {list(increment)}")
-        if sum(sizes) != nb_classes:
-            raise OptionsError(
-                f"initial_increment {initial_increment} and then {_some(increment)} add up to {sum(sizes)}, "
-                f"the data has {nb_classes} classes"
-            )
-        return sizes
-    if increment < 1:
-        raise OptionsError(f"increment: {increment} is below 1")
-    nb_further, rest = divmod(nb_classes - initial_increment, increment)
-    if rest:
-        raise OptionsError(
-            f"initial_increment {initial_increment} and then steps of {increment} do not add up to {nb_classes} classes: "
-            f"{rest} would be left after {initial_increment + nb_further * increment}"
-        )
-    return first + (increment,) * nb_further
-
-
-def checked_order(class_order: Sequence[int] | None, nb_classes: int) -> tuple[int, ...]:
-    """The class order, 0 to nb_classes - 1 if none is given.
-
-    Raises:
-        OptionsError: ids that are given twice, left out, or not among the data's classes.
-    """
-    if class_order is None:
-        return tuple(range(nb_classes))
-    order = tuple(int(class_id) for class_id in class_order)
-    faults = {
-        "given twice": sorted({class_id for class_id in order if order.count(class_id) > 1}),
-        f"outside 0 to {nb_classes - 1}": sorted({class_id for class_id in order if not 0 <= class_id < nb_classes}),
-        "left out": sorted(set(range(nb_classes)) - set(order)),
-    }
-    if any(faults.values()):
-        told = "; ".join(f"{what}: {_some(ids)}" for what, ids in faults.items() if ids)
-        raise OptionsError(f"class_order: {told}")
-    return order
 
 
 def held_out(y: np.ndarray, fraction: float, *key: int | str) -> np.ndarray:
@@ -389,11 +361,23 @@ class _Source:
 
     name: str
     read: Callable[[str | None, bool, bool], Split]
-    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    mean: float | Sequence[float] = IMAGENET_DEFAULT_MEAN
+    std: float | Sequence[float] = IMAGENET_DEFAULT_STD
     nb_classes: int | None = None
     needs_path: bool = True
     upright: bool = True
+    describe: Callable[[Sequence[str]], tuple[str, ...]] = lambda names: ()
+
+
+def _channels(name: str, key: str, given: float | Sequence[float], within: Range) -> tuple[float, float, float]:
+    """The mean or std of a source, checked as the options of these names are."""
+    try:
+        values = [float(value) for value in np.atleast_1d(given)]
+    except (TypeError, ValueError):
+        values = []
+    if len(values) not in (1, 3) or not all(map(within[1], values)):
+        raise OptionsError(f"{name}: {key}: must be one number or three, {within[0]}, not {given!r}")
+    return per_channel(values)
 
 
 def _find(data_set: str) -> _Source:
@@ -440,7 +424,7 @@ def _digits(root: str | None, train: bool, download: bool) -> Split:
     grey = np.rint(images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8)  # 0..16 -> 0..255
     test = held_out(y, 0.2, "digits")
     chosen = ~test if train else test
-    return Split(given.three_channels(grey[chosen]), y[chosen])
+    return Split(given.three_channels(grey[chosen]), y[chosen], tuple("0123456789"))
 
 
 # CIFAR: pickled arrays. Unpickling a stranger's file executes what it says, so only arrays are let through.
@@ -488,6 +472,8 @@ class _Cifar:
     train_files: tuple[str, ...]
     test_files: tuple[str, ...]
     labels: str
+    names_file: str
+    names: str
 
     def __call__(self, root: str, train: bool, download: bool) -> Split:
         folder, names = os.path.join(root, self.folder), self.train_files if train else self.test_files
@@ -498,23 +484,40 @@ class _Cifar:
                 raise DataError(wanted)
             _download(self.name, root, wanted)
         parts = [self._read_file(os.path.join(folder, name)) for name in names]
-        return Split(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return Split(x, y, self._class_names(os.path.join(folder, self.names_file)))
+
+    def _class_names(self, path: str) -> tuple[str, ...]:
+        """The names of the classes by class id; none without the file that holds them."""
+        if not os.path.isfile(path):
+            return ()
+        with self._refusing(path), open(path, "rb") as file:
+            names = _ArrayUnpickler(file, encoding="latin1").load()[self.names]
+            nb_classes = NB_CLASSES[self.name.lower()]
+            if not isinstance(names, list) or len(names) != nb_classes or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"{self.names} are not {nb_classes} words")
+        return tuple(names)
 
     def _read_file(self, path: str) -> tuple[np.ndarray, np.ndarray]:
         """uint8 images (n, 32, 32, 3) and labels (n,) of one file, which holds rows of red, then green, then blue."""
-        try:
-            with open(path, "rb") as file:
-                content = _ArrayUnpickler(file, encoding="latin1").load()
+        with self._refusing(path), open(path, "rb") as file:
+            content = _ArrayUnpickler(file, encoding="latin1").load()
             rows, y = content["data"], np.array(content[self.labels])
             if rows.dtype != np.uint8 or rows.shape != (len(y), 3 * 32 * 32) or y.dtype.kind not in "iu":
                 raise ValueError(f"data {rows.dtype} {rows.shape}, labels {y.dtype} {y.shape}")
+        return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), y
+
+    @contextmanager
+    def _refusing(self, path: str) -> Iterator[None]:
+        """Around the reading of one file: whatever is wrong with it becomes a DataError that names it."""
+        try:
+            yield
         except DataError as error:
             raise DataError(f"{path} is refused: {error}") from error
         except Exception as error:  # a broken pickle can raise nearly anything
             raise DataError(
                 f"{path} is broken or no {self.name} file ({one_line(error)}); delete its folder to have it downloaded again"
             ) from error
-        return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), y
 
 
 def _download(name: str, root: str, wanted: str) -> None:
@@ -658,7 +661,8 @@ def _continuum(cls: type, root: str, train: bool, download: bool) -> Split:
         raise DataError(f"{cls.__name__}: there is no folder {root}")
     try:
         with _impatient_sockets():
-            x, y, _ = cls(root, train=train, download=download).get_data()
+            data = cls(root, train=train, download=download)
+            x, y, _ = data.get_data()
     except Exception as error:  # each data set of Continuum fails in its own way
         raise DataError(
             f"{cls.__name__}: looked in {root} (download {'allowed' if download else 'not allowed'}); "
@@ -666,13 +670,24 @@ def _continuum(cls: type, root: str, train: bool, download: bool) -> Split:
         ) from error
     if x.dtype == "S255" and max(map(len, x), default=0) == 255:
         raise DataError(f"{cls.__name__}: paths below {root} are longer than the 254 bytes that Continuum keeps; move it up")
-    return Split(given.images(cls.__name__, x, root), np.asarray(y))
+    x, y = given.images(cls.__name__, x, root), np.asarray(y)
+    return Split(x, y, _offered_names(data, x, y))
 
 
-def _some(names: Iterable, limit: int = 10) -> str:
-    """The first few names, and how many more there are."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _offered_names(data: object, x: np.ndarray, y: np.ndarray) -> tuple[str, ...]:
+    """The class names that a data set of Continuum offers: those of torchvision, or of one folder for each."""
+    ids = np.unique(y).tolist()
+    names = getattr(getattr(data, "dataset", None), "classes", None) or ()
+    if ids == list(range(len(names))) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    if x.dtype.kind != "U":
+        return ()
+    folders = [{os.path.dirname(path) for path in x[y == class_id].tolist()} for class_id in ids]
+    parts = [folder.split("/") for folder, *others in folders if not others]
+    if len(parts) < len(ids) or len(set(map(len, parts))) > 1:
+        return ()
+    told_apart = [column for column in zip(*parts, strict=True) if len(set(column)) == len(ids)]
+    return told_apart[-1] if told_apart else ()
 
 
 _CIFAR100 = _Cifar(
@@ -682,6 +697,8 @@ _CIFAR100 = _Cifar(
     train_files=("train",),
     test_files=("test",),
     labels="fine_labels",
+    names_file="meta",
+    names="fine_label_names",
 )
 _CIFAR10 = _Cifar(
     name="CIFAR10",
@@ -690,14 +707,30 @@ _CIFAR10 = _Cifar(
     train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
     test_files=("test_batch",),
     labels="labels",
+    names_file="batches.meta",
+    names="label_names",
 )
-# Images of ImageNet are taken as they lie in their files, as published.
+
+
+def _imagenet_source(name: str) -> _Source:
+    """Its images are taken as they lie in their files, as published: no EXIF orientation is applied."""
+    nb_classes = NB_CLASSES[name.lower()]
+    return _Source(name, partial(_imagenet, nb_classes), nb_classes=nb_classes, upright=False, describe=_wordnet)
+
+
+def _wordnet(wnids: Sequence[str]) -> tuple[str, ...]:
+    """What WordNet ids mean; empty for those that are not of ImageNet-1k."""
+    known = ImageNetInfo("imagenet-1k")
+    described = set(known.label_names())
+    return tuple(known.label_name_to_description(wnid) if wnid in described else "" for wnid in wnids)
+
+
 _SOURCES = {
-    "digits": _Source("digits", _digits, nb_classes=10, needs_path=False),
-    "cifar100": _Source("CIFAR100", _CIFAR100, CIFAR_MEAN, CIFAR_STD, nb_classes=100),
-    "cifar10": _Source("CIFAR10", _CIFAR10, CIFAR_MEAN, CIFAR_STD, nb_classes=10),
-    "imagenet100": _Source("ImageNet100", partial(_imagenet, 100), nb_classes=100, upright=False),
-    "imagenet1000": _Source("ImageNet1000", partial(_imagenet, 1000), nb_classes=1000, upright=False),
+    "digits": _Source("digits", _digits, nb_classes=NB_CLASSES["digits"], needs_path=False),
+    "cifar100": _Source("CIFAR100", _CIFAR100, CIFAR_MEAN, CIFAR_STD, NB_CLASSES["cifar100"]),
+    "cifar10": _Source("CIFAR10", _CIFAR10, CIFAR_MEAN, CIFAR_STD, NB_CLASSES["cifar10"]),
+    "imagenet100": _imagenet_source("ImageNet100"),
+    "imagenet1000": _imagenet_source("ImageNet1000"),
     "folder": _Source("folder", _folder),
 }
 _SOURCES["cifar"] = _SOURCES["cifar100"]  # the published name

@@ -1,5 +1,7 @@
 """What stops a run on purpose: one clear line for the person, one exit code for the script."""
 
+from collections.abc import Iterable
+
 
 class Refused(Exception):
     """Something that cannot go on. The message is one line, written for the person at the keyboard."""
@@ -49,3 +51,9 @@ class LostProcess(Exception):
 def one_line(error: Exception) -> str:
     """Another library's error, on one line, with its type."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def some(values: Iterable[object], most: int = 10) -> str:
+    """The first few values, and how many more there are."""
+    words = [str(value) for value in values]
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")

@@ -4,19 +4,22 @@ Made once by `prepare`; and here, too, the moments at which a Run is saved, stop
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 
-from continual import distributed, engine, folders, recipe, rehearsal, transforms
-from continual.checkpoint import Store, as_identity, refuse_another
+from continual import distributed, engine, folders, identity, recipe, rehearsal, transforms
+from continual.checkpoint import Store, as_identity, differences, refuse_another
 from continual.datasets import Benchmark, Images, Samples
-from continual.errors import CheckpointError, Preempted
+from continual.errors import CheckpointError, Preempted, some
+from continual.normalisation import normalised
 from continual.opening import by_ending
-from continual.options import Options
+from continual.options import FIELDS, Options
 from continual.randomness import seeded
 from continual.report import read_summary
 from continual.run import Run
+from continual.scenario import joint_by_accident
 from continual.tasks import Task
 
 
@@ -47,12 +50,16 @@ class Experiment:
         """The first words of a run: what it learns, how, and where it leaves things."""
         sizes = [task.nb_new for task in self.tasks]
         left_out = self.benchmark.left_out
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.benchmark.mean, self.benchmark.std))
         return "\n".join(
             [
                 f"{self.benchmark.name}: {sum(sizes)} classes in {len(sizes)} tasks ({recipe.in_short(sizes)}), "
                 f"{len(self.benchmark.train_samples.y)} training and {len(self.benchmark.test_samples.y)} test images"
                 + (f", {self.benchmark.nb_skipped} unreadable files left out" if self.benchmark.nb_skipped else ""),
                 *([f"{len(left_out)} file{'s' * (len(left_out) > 1)} left out: {by_ending(left_out)}"] if left_out else []),
+                *filter(None, [self._joint_by_accident()]),
+                f"classes     {_classes_in_short(self.benchmark, len(self.tasks))}",
+                f"pixels      normalised by mean {mean} and std {std}",
                 f"{self.replicas} replica(s) on {distributed.nb_processes()} process(es), {self.loading.device}, "
                 + ("bfloat16 autocast" if self.loading.amp else "float32"),
                 f"memory of {memory.memory_size} exemplars"
@@ -62,21 +69,24 @@ class Experiment:
             ]
         )
 
-    def identity(self) -> dict:
-        """What must be the same for a checkpoint to be of this run."""
-        return {
-            **as_identity(self.options),
-            "replicas": self.replicas,
-            "class_order": list(self.benchmark.class_order),
-            "classes_per_task": [task.nb_new for task in self.benchmark.tasks],
-            "training_images": len(self.benchmark.train_samples.y),
-            "test_images": len(self.benchmark.test_samples.y),
-        }
+    def _joint_by_accident(self) -> str:
+        data, defaults = self.options.data, (FIELDS["initial_increment"].default, FIELDS["increment"].default)
+        said = joint_by_accident(self.benchmark.nb_classes, data.initial_increment, data.increment, defaults=defaults)
+        return said and f"note: {said}"
+
+    @cached_property
+    def _of_data(self) -> dict[str, Any]:
+        return identity.of_data(self.benchmark)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be of this run: options, replicas, and the data themselves."""
+        return {**as_identity(self.options), "replicas": self.replicas, **self._of_data}
 
     def begin(self, run: Run) -> None:
         """A new model, without tasks yet, and its checkpoint."""
         with seeded(*self.key("model")):
             run.model = run.build().to(run.device)
+        distributed.on_main(partial(folders.keep_classes, self.place, self.benchmark.classes()))
         self.save(run, self.tasks[0])
 
     def save(self, run: Run, task: Task, *, finished: bool = False) -> None:
@@ -85,7 +95,7 @@ class Experiment:
             return
         name = f"task-{task.index + 1}-finished" if finished else str(run.position)
         self.store.save(
-            run.state_dict(),
+            {**run.state_dict(), "classes": self.benchmark.classes()},
             name=name,
             identity=self.identity(),
             task=task.index,
@@ -130,7 +140,7 @@ class Experiment:
             return found
 
         state, manifest = distributed.on_main(load)
-        another = state is not None and manifest["identity"] != self.identity()
+        another = state is not None and bool(differences(manifest["identity"], self.identity()))
         if state is None:
             run.report.say("this run ended before its first checkpoint: it begins from the start")
             self.begin(run)
@@ -150,6 +160,7 @@ class Experiment:
             self.save(run, self.benchmark.tasks[min(run.position.task, len(self.benchmark.tasks) - 1)])
         run.report.cut_off()
         distributed.on_main(partial(folders.keep_options, self.place, self.options))
+        distributed.on_main(partial(folders.keep_classes, self.place, self.benchmark.classes()))
 
     def summary_of_finished(self) -> dict | None:
         """The summary of a run that is resumed although it has learned all its tasks; None for any other."""
@@ -171,6 +182,7 @@ def prepare(options: Options, place: folders.Place, device: torch.device, stop: 
 
     load = partial(recipe.benchmark, options.data, seed=options.run.seed, class_order=options.data.class_orders()[0])
     benchmark = distributed.main_first(lambda first: load(download=first))
+    benchmark = normalised(benchmark, options.data, input_size=options.model.input_size)
     replicas = options.optim.replicas or distributed.nb_processes()
     distributed.replicas_of_this_process(replicas)  # refused if the processes do not divide them
     augment = options.augment
@@ -196,3 +208,16 @@ def prepare(options: Options, place: folders.Place, device: torch.device, stop: 
         ),
         plain=transforms.test_transform(**side),
     )
+
+
+def _classes_in_short(benchmark: Benchmark, nb_tasks: int) -> str:
+    """The first names of the first and last tasks, in the order in which they arrive."""
+    shown = benchmark.tasks[:nb_tasks]
+    parts = [f"task {task.index + 1}: {some(_names(benchmark, task), 4)}" for task in shown]
+    return " | ".join(parts if len(parts) <= 5 else [*parts[:3], "...", parts[-1]])
+
+
+def _names(benchmark: Benchmark, task: Task) -> list[str]:
+    """The names of a task's classes, each short and on one line."""
+    names = [benchmark.class_names[class_id] for class_id in benchmark.class_order[task.nb_old : task.nb_seen]]
+    return [name[:20] + "..." * (len(name) > 20) if name.isprintable() else ascii(name)[:20] for name in names]

@@ -15,6 +15,7 @@ from continual.files import absolute, write_json
 from continual.options import STORED, Options, dump, replace
 
 PLACE = "run.json"
+CLASSES = "classes.json"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading a file of anyone's can raise
 
 
@@ -107,6 +108,12 @@ def keep_options(place: Place, options: Options) -> None:
     with _one_line():
         for folder in (place.checkpoints, place.logs):
             dump(options, folder / STORED)
+
+
+def keep_classes(place: Place, classes: list[dict[str, int | str]]) -> None:
+    """Write down, beside the logs, what every label stands for."""
+    with _one_line():
+        write_json(place.logs / CLASSES, classes)
 
 
 @contextmanager

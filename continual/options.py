@@ -26,7 +26,9 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from .errors import OptionsError
+from .errors import some as _some
 from .files import SAFE_NAME, replacing
+from .scenario import NB_CLASSES, by_name, checked_order, task_sizes
 
 Range = tuple[str, Callable[[float], bool]]  # in words, and as a test
 
@@ -35,6 +37,8 @@ NOT_NEGATIVE: Range = ("0 or more", lambda x: x >= 0)
 COUNT: Range = ("1 or more", lambda x: x >= 1)
 PROBABILITY: Range = ("from 0 to 1", lambda x: 0 <= x <= 1)
 TIMEOUT: Range = ("from 1 to 10 million", lambda x: 1 <= x <= 1e7)
+MEAN: Range = ("from 0 to 1", lambda x: 0 <= x <= 1)
+STD: Range = ("from 0.001 to 1", lambda x: 0.001 <= x <= 1)
 BELOW_ONE: Range = ("at least 0 and below 1", lambda x: 0 <= x < 1)
 
 REHEARSALS = ("random", "closest_token", "closest_all", "furthest_token", "furthest_all", "icarl_token", "icarl_all")
@@ -44,6 +48,14 @@ PHASES = ("tr", "ft")
 
 TIMM_NAME = re.compile(r"timm:[A-Za-z0-9_][A-Za-z0-9_.-]*")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+AUTO = ("auto",)  # mean and std: measured
+
+
+def per_channel(values: Sequence[float]) -> tuple[float, float, float]:
+    """One number stands for all three channels."""
+    return tuple(values) * 3 if len(values) == 1 else tuple(values)
 
 
 class Conflict(OptionsError):
@@ -134,18 +146,27 @@ class Data(Section):
     increment: int | tuple[int, ...] = option(
         10, "classes of each later task: one number, or a list with the size of every later task", COUNT
     )
-    class_order: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = option(
-        None, "labels in the order in which they arrive; a list of such lists (in YAML): one run each"
+    class_order: tuple[int, ...] | tuple[tuple[int, ...], ...] | tuple[str, ...] | tuple[tuple[str, ...], ...] | None = option(
+        None,
+        "classes in the order in which they arrive: class ids where all are numbers (even of folders called 1, 2, ...; in "
+        "quotes, in YAML, they are names), else names; a list of such lists (in YAML): one run each",
     )
+    mean: tuple[float, ...] | tuple[str, ...] | None = option(
+        None,
+        "mean of the pixels, which are from 0 to 1: one number, three, or auto (measured on the training images of the first "
+        "task); default: the data set's",
+        MEAN,
+    )
+    std: tuple[float, ...] | tuple[str, ...] | None = option(None, "the same for their standard deviation", STD)
     validation: float = option(0.0, "share of the training images that replaces the test images", BELOW_ONE)
     eval_batch_size: int = option(256, "images in one batch of an evaluation, and when exemplars are chosen", COUNT)
     num_workers: int = option(10, "data loading workers of each process", NOT_NEGATIVE)
     pin_mem: bool = option(True, "page-locked memory for batches, which is faster to copy to a GPU")
     skip_corrupt: bool = option(False, "scan all images first, leave out and count the unreadable ones; off: stop")
 
-    def class_orders(self) -> tuple[tuple[int, ...] | None, ...]:
+    def class_orders(self) -> tuple[tuple[int, ...] | tuple[str, ...] | None, ...]:
         """One class order per run; None stands for the natural order."""
-        nested = self.class_order is not None and not isinstance(self.class_order[0], int)
+        nested = self.class_order is not None and isinstance(self.class_order[0], tuple)
         return self.class_order if nested else (self.class_order,)
 
     def check(self) -> None:
@@ -154,10 +175,35 @@ class Data(Section):
         for number, order in enumerate(self.class_orders(), start=1):
             here = f" in order {number}" if len(self.class_orders()) > 1 else ""
             require(order != (), "class_order", f"an empty list{here}")
-            negative = sorted({label for label in order or () if label < 0})
+            negative = sorted({label for label in order or () if not by_name(order) and label < 0})
             require(not negative, "class_order", f"labels below 0{here}: {_some(negative)}")
             twice = sorted(label for label, times in Counter(order or ()).items() if times > 1)
-            require(not twice, "class_order", f"labels named more than once{here}: {_some(twice)}")
+            require(not twice, "class_order", f"labels named more than once{here}: {_shown_all(twice)}")
+            self._check_size(order, here)
+            others = set(order or ()) ^ set(self.class_orders()[0] or ())
+            told = _shown_all(sorted(others, key=str))
+            require(not others, "class_order", f"order {number} and order 1 are not of the same classes: {told}")
+        for key in ("mean", "std"):
+            values = getattr(self, key)
+            fits = values in (None, AUTO) or (len(values) in (1, 3) and not by_name(values))
+            require(fits, key, f"takes one number, three, or auto, not {_shown_all(values or ()) or 'nothing'}")
+
+    def _check_size(self, order: tuple[int, ...] | tuple[str, ...] | None, here: str) -> None:
+        """Raise a Conflict if tasks or class order do not fit the data set, as far as its size is known before it is read."""
+        nb_classes = NB_CLASSES.get(self.data_set.lower())
+        if nb_classes is None:
+            return
+        try:
+            task_sizes(nb_classes, self.initial_increment, self.increment)
+        except OptionsError as error:
+            raise Conflict("initial_increment, increment, data_set", str(error)) from None
+        if by_name(order):
+            require(len(order) == nb_classes, "class_order, data_set", f"{len(order)} names{here}, for {nb_classes} classes")
+            return
+        try:
+            checked_order(order, nb_classes)
+        except OptionsError as error:
+            raise Conflict("class_order, data_set", str(error).removeprefix("class_order: ") + here) from None
 
 
 @dataclass(frozen=True)
@@ -503,7 +549,7 @@ def flat(options: Options) -> dict[str, Any]:
 
 def replace(options: Options, **changes: Any) -> Options:
     """The same options but for `changes`, flat and checked as any other. Raises OptionsError."""
-    entries = [(key, value, "changed options") for key, value in changes.items()]
+    entries = [(key, _as_it_is(value), "changed options") for key, value in changes.items()]
     return _build({key: (value, "") for key, value in flat(options).items()}, _layer(entries))
 
 
@@ -586,6 +632,13 @@ class _Quoted(str):
     """Text between quotes in YAML: never a number, a truth value or none."""
 
 
+def _as_it_is(value: Any) -> Any:
+    """A value of Python, in whose lists a text is no number."""
+    if isinstance(value, list | tuple):
+        return [_Quoted(item) if isinstance(item, str) else _as_it_is(item) for item in value]
+    return value
+
+
 def _typed(kind: Any, value: Any) -> Any:
     """`value` as `kind`, an annotation of a section; a bare item stands for a list of one. Raises ValueError."""
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
@@ -644,13 +697,13 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
+def _shown_all(values: Sequence[Any]) -> str:
+    return _some([_shown(value) for value in values])
+
+
 def _line(error: object) -> str:
     """The message of a library on one line, at a bounded length."""
     return " ".join(str(error).split())[:200]
-
-
-def _some(values: Sequence[Any], most: int = 10) -> str:
-    return ", ".join(map(str, values[:most])) + (f" and {len(values) - most} more" if len(values) > most else "")
 
 
 def _unknown(key: str, where: str) -> OptionsError:

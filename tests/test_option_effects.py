@@ -253,6 +253,8 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     ],
     "increment": [({}, (2, 4), {"tr1/batches"} | OTHER_TASKS)],
     "class_order": [({}, tuple(range(9, -1, -1)), OTHER_IMAGES)],
+    "mean": [({}, value, RANDOMLY_AUGMENTED | {"evaluations/images"}) for value in ((0.3,), (0.1, 0.2, 0.3), ("auto",))],
+    "std": [({}, value, RANDOMLY_AUGMENTED | {"evaluations/images"}) for value in ((0.3,), (0.1, 0.2, 0.3), ("auto",))],
     "validation": [({}, 0.25, OTHER_IMAGES)],
     "eval_batch_size": [({}, 32, {"evaluations/batch"})],
     "num_workers": [({}, 1, {"loading"})],

@@ -139,8 +139,12 @@ def test_a_memory_is_global_or_distributed(write):
         ("sam_mode: []", "sam_mode", ()),
         ("increment: 5", "increment", 5),
         ("increment: [5]", "increment", (5,)),
-        ("class_order: [2, 0, 1]", "class_order", (2, 0, 1)),
-        ("class_order: [[2, 0], [0, 2]]", "class_order", ((2, 0), (0, 2))),
+        ("data_set: folder\nclass_order: [2, 0, 1]", "class_order", (2, 0, 1)),
+        ("data_set: folder\nclass_order: [[2, 0], [0, 2]]", "class_order", ((2, 0), (0, 2))),
+        ("data_set: folder\nclass_order: [cat, no, '1']", "class_order", ("cat", "no", "1")),
+        ("data_set: folder\nclass_order: [['2', '0'], [0, a b]]", "class_order", (("2", "0"), ("0", "a b"))),
+        ("mean: 0.5", "mean", (0.5,)),
+        ("std: auto", "std", ("auto",)),
         ("lr_noise: 0.5", "lr_noise", (0.5,)),
     ],
 )
@@ -157,7 +161,10 @@ def test_values_in_yaml(write, text, key, value):
         (["--pod", "none"], "pod", None),
         (["--increment", "5"], "increment", 5),
         (["--increment", "5", "3", "2"], "increment", (5, 3, 2)),
-        (["--class-order", "1", "0"], "class_order", (1, 0)),
+        (["--data-set", "folder", "--class-order", "1", "0"], "class_order", (1, 0)),
+        (["--data-set", "folder", "--class-order", "dog", "7"], "class_order", ("dog", "7")),
+        (["--std", ".5", "1", ".25"], "std", (0.5, 1.0, 0.25)),
+        (["--mean", "auto"], "mean", ("auto",)),
         (["--seeds", "1", "2"], "seeds", (1, 2)),
         (["--freeze-ft", "sab"], "freeze_ft", ("sab",)),
         (["--ind-clf", ""], "ind_clf", ""),
@@ -274,7 +281,21 @@ REFUSED = {
     "data_set": ["--data-set ../x"],
     "initial_increment": ["--initial-increment -1"],
     "increment": ["--increment 0", "--increment 3 0"],
-    "class_order": ["--class-order 1 1 0", "--class-order 0 -1", "--class-order"],
+    "class_order": ["--class-order 1 1 0", "--class-order 0 -1", "--class-order", "--class-order cat dog cat"],
+    "class_order, data_set": [
+        "--class-order 0 1",
+        "--data-set CIFAR10 --class-order 0 1 2 3 4 5 6 7 8 10",
+        "--data-set cifar --class-order cat dog",
+    ],
+    "initial_increment, increment, data_set": [
+        "--initial-increment 3",
+        "--data-set cifar100 --increment 7",
+        "--data-set imagenet1000 --initial-increment 0 --increment 500 499",
+        "--data-set ImageNet100 --initial-increment 60 --increment 9",
+        "--data-set cifar10 --initial-increment 2 --increment 3",
+    ],
+    "mean": ["--mean", "--mean 0.5 0.5", "--mean auto 0.5 0.5", "--mean car", "--mean -0.1", "--mean 123", "--mean nan"],
+    "std": ["--std 0", "--std 0.2 0.2 0", "--std 58", "--std inf", "--std 0.1 0.1 0.1 0.1", "--std auto auto"],
     "validation": ["--validation 1", "--validation -0.1"],
     "num_workers": ["--num-workers -1"],
     "batch_size": ["--batch-size 0"],
@@ -363,7 +384,8 @@ def test_long_values_are_shortened(write):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_option_file_loads_and_opens_with_its_command(path):
-    replace(parse(["--options", str(path)]), seed=1)
+    data_set = ["--data-set", path.stem.split("_")[0]] if "order" in path.stem else []
+    replace(parse(["--options", str(path), *data_set]), seed=1)
     text = path.read_text()
     head = text[: text.index("\n\n")]
     assert all(line.startswith("#") for line in head.splitlines())
@@ -385,9 +407,9 @@ def test_model_files_differ_as_published():
     ("nb", "path"), [(int(p.stem.split("_")[0][-3:].replace("000", "1000")), p) for p in FILES if "order" in p.stem]
 )
 def test_class_orders_name_every_class_once(nb, path):
-    options = parse(["--options", str(path)])
+    options = parse(["--options", str(path), "--data-set", path.stem.split("_")[0]])
     assert sorted(options.data.class_order) == list(range(nb))
-    assert difference(options, parse([])) == ["class_order", "options"]
+    assert difference(options, parse([])) == ["data_set", "class_order", "options"]
 
 
 def test_imagenet100_classes():
@@ -404,6 +426,7 @@ def test_imagenet100_classes():
         [],
         [
             "--options",
+            str(DATA / "cifar100_10-10.yaml"),
             str(DATA / "cifar100_order1.yaml"),
             str(MODEL / "cifar_dytox_plusplus.yaml"),
             "--seeds",
@@ -411,6 +434,7 @@ def test_imagenet100_classes():
             "4",
         ],
         ["--name", "5", "--data-path", "a: b # é\n'", "--increment", "3", "4", "--aa", "none", "--pod", "1e-9"],
+        ["--data-set", "folder", "--class-order", "7", "null", "no", "é", "--mean", "auto", "--std", "0.1", "0.2", "1e-3"],
         [
             "--name",
             "1e5",
@@ -439,8 +463,8 @@ def test_dump_leaves_out_what_belongs_to_one_call(tmp_path):
 
 def test_replace_checks_its_changes():
     options = parse([])
-    changed = replace(options, seed=3, class_order=[1, 0], distributed_memory=True)
-    assert difference(options, changed) == ["class_order", "distributed_memory", "global_memory", "seed"]
+    changed = replace(options, data_set="folder", seed=3, class_order=[1, 0], distributed_memory=True)
+    assert difference(options, changed) == ["data_set", "class_order", "distributed_memory", "global_memory", "seed"]
     assert changed.data.class_orders() == ((1, 0),) and options.data.class_orders() == (None,)
     for changes in ({"sead": 3}, {"seed": "x"}, {"seed": True}, {"seed": 1.0}, {"embed_dim": 5}, {"lr": 10**400}):
         with pytest.raises(OptionsError, match=f"changed options: {next(iter(changes))[:2]}|'sead'"):
