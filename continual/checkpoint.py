@@ -72,16 +72,24 @@ def as_identity(options: Options) -> dict[str, Any]:
 
 
 def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The keys in which two identities differ. Those of runs begun before the data were part of it are silent about them."""
+    """The keys in which two identities differ.
+
+    A run begun before its data were part of it is silent about them; an option that came later was then at its default.
+    """
     unknown = OF_THE_DATA - stored.keys()
-    return [key for key in {**now, **stored} if key not in unknown and stored.get(key) != now.get(key)]
+    keys = [key for key in {**now, **stored} if key not in unknown]
+    return [key for key in keys if _was(stored, key) != now.get(key)]
+
+
+def _was(stored: dict[str, Any], key: str) -> Any:
+    return stored[key] if key in stored else as_identity(Options()).get(key)
 
 
 def refuse_another(stored: dict[str, Any], now: dict[str, Any], *, anyway: bool = False) -> None:
     """Raise CheckpointError naming the first differences between two identities; `anyway` lets them pass."""
     keys = differences(stored, now)
     if keys and not anyway:
-        told = "; ".join(_told(key, stored.get(key), now.get(key)) for key in keys[:5])
+        told = "; ".join(_told(key, _was(stored, key), now.get(key)) for key in keys[:5])
         more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
         raise CheckpointError(f"the checkpoint is of another experiment: {told}{more} (--resume-anyway goes on nevertheless)")
 

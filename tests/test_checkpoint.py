@@ -13,7 +13,7 @@ import torch
 from continual import checkpoint
 from continual.checkpoint import Store, as_identity, refuse_another
 from continual.errors import CheckpointError
-from continual.options import parse
+from continual.options import Options, parse
 
 IDENTITY = {"embed_dim": 8, "class_order": [1, 0]}
 
@@ -272,3 +272,11 @@ def test_identity():
         refuse_another(options, other)
     refuse_another(options, other, anyway=True)
     refuse_another(options, dict(options))
+
+
+def test_an_option_that_came_later_was_at_its_default():
+    now = as_identity(Options())
+    before = {key: value for key, value in now.items() if key != "ft_drop_last"}
+    refuse_another(before, now)
+    with pytest.raises(CheckpointError, match="ft_drop_last was False, is True"):
+        refuse_another(before, {**now, "ft_drop_last": True})

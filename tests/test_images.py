@@ -20,8 +20,12 @@ from torchvision.datasets import FakeData, ImageFolder
 
 from continual import datasets, opening
 from continual.datasets import Images, Samples, load, register
+from continual.engine import Loading
 from continual.errors import DataError
 from continual.experiment import Experiment
+from continual.folders import Place
+from continual.options import Options
+from continual.rehearsal import Memory
 from continual.tasks import Task
 
 ROOT = Path(datasets.__file__).parent.parent
@@ -298,14 +302,16 @@ def test_what_it_does_not_is_none(name: str):
 
 
 def greeting(bench: datasets.Benchmark) -> list[str]:
-    exp = SimpleNamespace(
+    exp = Experiment(
+        options=Options(),
+        place=Place(Path(), Path()),
         benchmark=bench,
         tasks=bench.tasks,
         replicas=1,
-        loading=SimpleNamespace(device="cpu", amp=False),
-        place=SimpleNamespace(logs="", checkpoints=""),
+        loading=Loading(torch.device("cpu")),
+        **dict.fromkeys(("store", "stop", "augmented", "plain")),
     )
-    return Experiment.greeting(exp, SimpleNamespace(memory_size=0, nb_replicas=1)).splitlines()
+    return exp.greeting(Memory(0)).splitlines()
 
 
 def test_the_greeting_says_what_is_left_out(tmp_path):
