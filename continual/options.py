@@ -26,7 +26,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
-from .errors import OptionsError
+from .errors import CheckpointError, OptionsError, Refused
 from .files import SAFE_NAME, replacing
 
 Range = tuple[str, Callable[[float], bool]]  # in words, and as a test
@@ -362,7 +362,9 @@ class Run(Section):
     device: str = option("auto", "auto (cuda if there is one, else cpu), cpu, cuda or cuda:N")
     seed: int = option(0, "seed of every random draw", NOT_NEGATIVE)
     seeds: tuple[int, ...] = option((), "one run per seed; results as mean and standard deviation", NOT_NEGATIVE)
-    resume: str = option("", "folder of checkpoints to continue from, exactly; its stored options come below --options")
+    resume: str = option(
+        "", "folder to continue from, exactly, or one checkpoint in it, FILE.pt; its stored options come below --options"
+    )
     resume_anyway: bool = option(False, "resume with other options than the stored ones; the epoch under way begins again")
     start_task: int = option(0, "with resume: index of the first task to train", NOT_NEGATIVE)
     max_task: int | None = option(None, "stop after so many tasks", COUNT)
@@ -391,6 +393,8 @@ class Run(Section):
         require(last, "start_task, max_task", f"task {self.start_task} (counted from 0) comes after the last")
         for key in ("start_task", "eval", "resume_anyway"):
             require(bool(self.resume) or not getattr(self, key), f"{key}, resume", f"{key} needs resume: DIR")
+        reason = "a checkpoint says by itself where to go on; give its folder, or leave start_task out"
+        require(not (self.start_task and resumed(self.resume)[1]), "start_task, resume", reason)
 
 
 @dataclass(frozen=True)
@@ -471,25 +475,36 @@ Layer = dict[str, tuple[Any, str]]  # key -> value of its type, and where it sta
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """The options of a command line (the program's name left out). Raises OptionsError; `--help` prints and exits."""
+    """The options of a command line (the program's name left out). `--help` prints and exits.
+
+    Raises OptionsError, and CheckpointError if `resume` names a file that is no checkpoint.
+    """
     command = _layer(_read_command_line(argv))
     paths, _ = command.get("options", ((), ""))
     given = [*(_layer(_read_yaml(path)) for path in paths), command]
     resume, where = {key: value for layer in given for key, value in layer.items()}.get("resume", ("", ""))
     stored = []
     if resume:
-        if not Path(resume).is_dir():
+        folder, file = resumed(resume)
+        if file and not file.endswith(".pt"):
+            if os.path.exists(resume):
+                raise CheckpointError(f"{where}: resume: {resume} is neither a folder nor a checkpoint, FILE.pt")
             raise OptionsError(f"{where}: resume: no such folder: {resume}")
-        if (path := Path(resume, STORED)).exists():
+        if (path := Path(folder, STORED)).exists():
             stored = [_layer(_read_yaml(path))]
     return _build(*stored, *given)
 
 
+def resumed(path: str) -> tuple[str, str]:
+    """The folder and the file that `resume` names; a folder alone has no file, and "" is none of either."""
+    return (path, "") if not path or os.path.isdir(path) else os.path.split(os.path.realpath(path))
+
+
 def parse_or_exit(argv: Sequence[str] | None = None) -> Options:
-    """`parse` for a program: what is wrong goes to standard error, once for all processes, and the exit code is 2."""
+    """`parse` for a program: what is wrong goes to standard error, once for all processes, with its exit code."""
     try:
         return parse(sys.argv[1:] if argv is None else argv)
-    except OptionsError as error:
+    except Refused as error:
         if os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr)
         sys.exit(error.exit_code)
