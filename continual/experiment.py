@@ -1,6 +1,6 @@
 """What surrounds a Run and stays the same throughout: options, tasks, images, checkpoints, and the signal to stop.
 
-Made once by `prepare`; and here, too, the moments at which a Run is saved, stopped and resumed.
+Made once by `open_store` and `prepare`; and here, too, the moments at which a Run is saved, stopped and resumed.
 """
 
 from dataclasses import dataclass
@@ -166,12 +166,18 @@ class Experiment:
         return read_summary(self.place.logs)
 
 
-def prepare(options: Options, place: folders.Place, device: torch.device, stop: distributed.StopSignal) -> Experiment:
-    """Benchmark, transforms and checkpoint folder. With several processes one downloads while the others wait."""
+def open_store(options: Options, place: folders.Place) -> Store:
+    """The checkpoint folder; unless it is only read, no other process may write to it meanwhile."""
     store = Store(place.checkpoints, keep=options.run.keep_checkpoints, keep_tasks=options.run.keep_task_checkpoints)
     if not options.run.eval:
         distributed.on_main(store.lock)
+    return store
 
+
+def prepare(
+    options: Options, place: folders.Place, store: Store, device: torch.device, stop: distributed.StopSignal
+) -> Experiment:
+    """Benchmark and transforms. With several processes one downloads while the others wait."""
     load = partial(recipe.benchmark, options.data, seed=options.run.seed, class_order=options.data.class_orders()[0])
     benchmark = distributed.main_first(lambda first: load(download=first))
     replicas = options.optim.replicas or distributed.nb_processes()

@@ -26,7 +26,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
-from .errors import CheckpointError, OptionsError, Refused
+from .errors import CheckpointError, OptionsError, Refused, plain
 from .files import SAFE_NAME, replacing
 
 Range = tuple[str, Callable[[float], bool]]  # in words, and as a test
@@ -506,7 +506,7 @@ def parse_or_exit(argv: Sequence[str] | None = None) -> Options:
         return parse(sys.argv[1:] if argv is None else argv)
     except Refused as error:
         if os.environ.get("RANK", "0") == "0":
-            print(error, file=sys.stderr)
+            print(plain(str(error)), file=sys.stderr)
         sys.exit(error.exit_code)
 
 
