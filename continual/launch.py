@@ -55,6 +55,7 @@ def greet_train_sh(stop: distributed.StopSignal) -> None:
 
 def _leave(code: int, text: str | None, *, lost: str = "") -> int:
     """Say why, unless another process does; leave the exit code for train.sh; end this process whatever the others do."""
+    sys.last_value = sys.exc_info()[1]  # kept to the end: a loader that began by half would complain of being deleted
     alone = distributed.nb_processes() == 1
     text = distributed.words_to_say(None if text is None else plain(text), plain(lost))
     if code != 1:
