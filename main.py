@@ -3,9 +3,12 @@
 The experiment, top to bottom: options -> benchmark -> model -> for each task: learn, remember, finetune, evaluate, save.
 """
 
+import signal
+
 from continual.options import Options, parse_or_exit
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is a run that can save, Ctrl-C simply ends it
     OPTIONS = parse_or_exit()  # here, so that a wrong option is answered before torch is imported
 
 import sys
@@ -19,7 +22,7 @@ from continual import distributed, engine, faults, folders, models, optim, recip
 from continual.baseline import class_means, nearest_mean_scores
 from continual.datasets import Samples
 from continual.dytox import Outputs, freeze
-from continual.experiment import Experiment, prepare
+from continual.experiment import Experiment, open_store, prepare
 from continual.launch import launch
 from continual.mixing import mixing
 from continual.randomness import seed_of, seeded
@@ -31,15 +34,19 @@ from continual.tasks import FINETUNING, REMEMBERING, TRAINING, Phase, Task
 
 def main(options: Options, place: folders.Place, device: torch.device, stop: distributed.StopSignal) -> dict:
     """One run: every task of one class order. Returns its summary."""
-    exp = prepare(options, place, device, stop)
+    store = open_store(options, place)
     writes = distributed.is_main() and not options.run.eval
-    report = Report(place.logs if writes else None, nb_tasks=len(exp.tasks), console=distributed.is_main())
-    if summary := distributed.on_main(exp.summary_of_finished):
-        report.say(f"this run is finished, there is nothing left to do; its figures are in {place.logs}")
-        return summary
-    with report.watched():
+    report = Report(place.logs if writes else None, console=distributed.is_main())
+    with report.watched(), engine.naming_workers(options.data.num_workers):
+        exp = prepare(options, place, store, device, stop)
+        report.nb_tasks = len(exp.tasks)
+        if summary := distributed.on_main(exp.summary_of_finished):
+            report.say(f"this run is finished, there is nothing left to do; its figures are in {place.logs}")
+            return summary
+        report.status("running")
         memory = recipe.memory(options.rehearsal, exp.benchmark.nb_classes, exp.replicas)
         run = Run(partial(models.build, options), memory, report, device)
+        report.where = lambda: run.position
         report.say(exp.greeting(memory))
         if options.run.resume:
             exp.resume(run)

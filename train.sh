@@ -6,6 +6,10 @@
 # PYTHON: the interpreter. MAIN: a script of your own that registers a data set and then runs main.py (see the README).
 # MAX_RESTARTS: how often torchrun may start the job again; it then continues from its newest checkpoint.
 # Ends with the exit code of main.py; SIGTERM is passed on, and makes a run save and stop.
+if [ -z "${BASH_VERSION:-}" ]; then # another shell reads no further than this
+    echo "error: train.sh is a script for bash: bash train.sh ..." >&2
+    exit 2
+fi
 set -u
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-python3}

@@ -30,6 +30,7 @@ Say = Callable[[str], None]
 
 DIGESTS = {"training_digest": "training", "test_digest": "test"}
 OF_THE_DATA = {"classes", "normalisation", *DIGESTS}  # keys of an identity that the first runs did not write down
+UNREADABLE = (ValueError, KeyError, TypeError, OSError, RecursionError)  # what reading a manifest of anyone's can raise
 
 _LOCKS: weakref.WeakSet[IO] = weakref.WeakSet()  # held by this process
 
@@ -225,7 +226,7 @@ class Store:
                 found.append(Stored(path, _read_manifest(self._manifest_path(path))))
             except FileNotFoundError:
                 say(f"warning: {path.name} has no manifest (writing it was interrupted): passed over")
-            except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+            except UNREADABLE as error:
                 say(f"warning: the manifest of {path.name} is damaged ({error}): passed over")
         newest = self._newest()
         if newest and not (self.folder / newest).exists():
@@ -239,13 +240,17 @@ class Store:
         return not self._newest() and (not files or files == half)
 
     def load(
-        self, *, start_task: int = 0, say: Say = lambda text: None
+        self, *, start_task: int = 0, file: str = "", say: Say = lambda text: None
     ) -> tuple[dict[str, Any], dict[str, Any]] | tuple[None, None]:
         """State and manifest of the newest valid checkpoint, or with `start_task` > 0 of the one at the end of the task before.
+
+        With `file` of that very one. Raises CheckpointError if it is gone or damaged.
 
         Two times None if the run ended before it wrote any. Damaged ones are named to `say` and passed over. Raises
         CheckpointError if there were some and none is valid: a run never starts afresh in silence.
         """
+        if file:
+            return self._load_file(self.folder / file)
         if not start_task and self.untouched():
             return None, None
         candidates = self.stored(say)
@@ -262,6 +267,18 @@ class Store:
             return state, candidate.manifest
         wanted = f"of the end of task {start_task - 1} (--start-task {start_task})" if start_task else "to resume from"
         raise CheckpointError(f"{self.folder}: no valid checkpoint {wanted}")
+
+    def _load_file(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        try:
+            stored = Stored(path, _read_manifest(self._manifest_path(path)))
+        except FileNotFoundError:
+            told = "it has no manifest: it is not of a run, or writing it was interrupted"
+            raise CheckpointError(f"{path} is no valid checkpoint: {told}") from None
+        except UNREADABLE as error:
+            raise CheckpointError(f"{path}: its manifest is damaged ({error})") from None
+        state = self._read(stored)
+        self.seconds = stored.manifest["seconds_saving"]
+        return state, stored.manifest
 
     @staticmethod
     def _read(stored: Stored) -> dict[str, Any]:

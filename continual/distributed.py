@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 FAREWELL = 3.0  # seconds in which the processes of a job that fails tell each other what they know
 LOST = "lost: "  # how the words of a process begin that knows no more than that
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE = 6.0  # seconds after which a process that does not hear of the failure is ended; above FAREWELL
 
 _agents_store: dist.Store | None = None  # torchrun's key-value store, which outlives the processes that it starts again
@@ -101,14 +102,14 @@ def keep(name: str, word: str) -> None:
     """Leave a word to the processes that torchrun will start in place of these, should they fail."""
     if _agents_store is not None:
         with suppress(RuntimeError):  # torchrun is gone, and will start nothing
-            _agents_store.set(f"kept/{name}", word)
+            _agents_store.set(f"kept/{name}", os.fsencode(word))  # it may be a path of any bytes
 
 
 def kept(name: str) -> str | None:
     """The word that earlier processes of this job left; None if there is none, as at the first start or without torchrun."""
     with _collective():
         known = _agents_store is not None and _agents_store.check([f"kept/{name}"])
-        return _agents_store.get(f"kept/{name}").decode() if known else None
+        return os.fsdecode(_agents_store.get(f"kept/{name}")) if known else None
 
 
 def rank() -> int:
@@ -258,15 +259,29 @@ def _attempt(function: Callable[[], T]) -> tuple[T, None] | tuple[None, Refused]
 
 
 class StopSignal:
-    """SIGTERM asks for a stop after the step or batch under way; a second one asks for the same."""
+    """SIGTERM and Ctrl-C (SIGINT) ask for a stop after the step or batch under way; a second SIGTERM asks for the same.
 
-    requested = False
+    A second Ctrl-C ends a process of its own at once; one that a launcher started may get each several times over.
+    """
+
+    requested = interrupted = False
 
     def __init__(self) -> None:
-        signal.signal(signal.SIGTERM, self._receive)
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
         self.requested = True
+        if number != signal.SIGINT:
+            return
+        alone = "RANK" not in os.environ
+        if self.interrupted and alone:
+            raise KeyboardInterrupt
+        if not self.interrupted and os.environ.get("RANK", "0") == "0":
+            again = " (Ctrl-C again: at once, without saving)" if alone else ""
+            with suppress(OSError):
+                os.write(2, f"\nstopping as soon as the step under way is done and saved{again}\n".encode())
+        self.interrupted = True
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop. All processes must call it together, and get the same answer."""

@@ -3,7 +3,9 @@
 Letters:  B batch   T tasks seen   D embed_dim   C_all classes seen
 """
 
+import errno
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from continual import distributed, faults
 from continual.dytox import Outputs
-from continual.errors import NonFiniteLoss
+from continual.errors import DataError, LoadingFailed, NonFiniteLoss
 from continual.losses import Objective
 from continual.metrics import Scores
 from continual.mixing import Mixing
@@ -52,13 +54,17 @@ class Loading:
         )
 
     def start(self, loader: DataLoader) -> Iterator[list[Tensor]]:
-        """The loader's batches, from workers that no SIGTERM reaches.
+        """The loader's batches, from workers that no SIGTERM or Ctrl-C reaches. Raises LoadingFailed if they cannot start.
 
-        A scheduler sends it to every process of a job, and they must go on until their own process has saved.
+        A scheduler or a terminal sends these to every process of a job, and they must go on until their own one has saved.
         """
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # which the workers inherit
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, distributed.STOP_SIGNALS)  # which the workers inherit
         try:
             return iter(loader)
+        except (OSError, RuntimeError) as error:
+            if self.num_workers and not isinstance(error, torch.OutOfMemoryError):
+                raise _of_workers(error, self.num_workers) from error
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -67,6 +73,35 @@ class Loading:
 
     def precision(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
+
+
+WORKERS_FAILED = re.compile(
+    r"DataLoader worker \(pid|DataLoader timed out|pin memory thread|</?torch_|shared memory (object|file)|shared memory\(shm\)"
+    r"|too many open files|ancdata|can't start new thread|(?s:in DataLoader worker process.*(MemoryError|allocate memory))",
+    re.IGNORECASE,
+)  # what PyTorch says when a worker is killed, or out of memory, of room in /dev/shm, or of files
+TOO_LITTLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+
+
+@contextmanager
+def naming_workers(num_workers: int) -> Iterator[None]:
+    """A failure of data loading's workers, which PyTorch may raise at any moment, becomes a LoadingFailed."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError, DataError) as error:
+        little = isinstance(error, OSError) and error.errno in TOO_LITTLE
+        if num_workers and (little or WORKERS_FAILED.search(str(error))):
+            raise _of_workers(error, num_workers) from error
+        raise
+
+
+def _of_workers(error: Exception, num_workers: int) -> LoadingFailed:
+    *_, reason = str(error).strip().splitlines() or [type(error).__name__]
+    reason = reason.partition(". ")[0].rstrip(".")[:300]
+    return LoadingFailed(
+        f"data loading failed: {reason}; try fewer workers than --num-workers {num_workers} (0: none), "
+        "or give them more memory, room in /dev/shm, or open files (ulimit -n)"
+    )
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What stops a run on purpose: one clear line for the person, one exit code for the script."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -26,6 +27,10 @@ class DataError(Refused):
         super().__init__(last.removeprefix(f"{__name__}.{type(self).__name__}: "))
 
 
+class LoadingFailed(Refused):
+    """The workers of data loading could not start or go on."""
+
+
 class CheckpointError(Refused):
     """No valid checkpoint, or one of another experiment."""
 
@@ -39,13 +44,19 @@ class NonFiniteLoss(Refused):
 
 
 class Preempted(Refused):
-    """The run was asked to stop (SIGTERM), and saved its state if it had one to save."""
+    """The run was asked to stop (SIGTERM, Ctrl-C), and saved its state if it had one to save."""
 
     exit_code = 75
 
 
 class LostProcess(Exception):
     """Another process of the job ended or does not answer."""
+
+
+def plain(text: str) -> str:
+    """Text that every stream, file and store takes: bytes of names that are not UTF-8 are written as \\xe9."""
+    text = re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", text)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def one_line(error: Exception) -> str:

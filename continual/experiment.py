@@ -1,6 +1,6 @@
 """What surrounds a Run and stays the same throughout: options, tasks, images, checkpoints, and the signal to stop.
 
-Made once by `prepare`; and here, too, the moments at which a Run is saved, stopped and resumed.
+Made once by `open_store` and `prepare`; and here, too, the moments at which a Run is saved, stopped and resumed.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from continual.datasets import Benchmark, Images, Samples
 from continual.errors import CheckpointError, Preempted, some
 from continual.normalisation import normalised
 from continual.opening import by_ending
-from continual.options import FIELDS, Options
+from continual.options import FIELDS, Options, resumed
 from continual.randomness import seeded
 from continual.report import read_summary
 from continual.run import Run
@@ -125,15 +125,17 @@ class Experiment:
         raise Preempted(f"stopped at {run.position} and saved; continue with --resume {self.place.to_resume}")
 
     def resume(self, run: Run) -> None:
-        """Go on from the newest valid checkpoint, or from the end of task `start_task` - 1; the next resume does alike.
+        """Go on from the newest valid checkpoint, or the one that `resume` names, or from the end of task `start_task` - 1.
 
+        The next resume goes on from there, too, whatever was newer.
         A run that ended before its first checkpoint begins again. One that goes on as another experiment (`resume_anyway`)
         begins the epoch under way again, with an optimizer made anew. What is written, is written once all of it fits.
         """
         options = self.options.run
+        _, file = resumed(options.resume)
 
         def load() -> tuple[dict, dict] | tuple[None, None]:
-            found = self.store.load(start_task=options.start_task, say=run.report.say)
+            found = self.store.load(start_task=options.start_task, file=file, say=run.report.say)
             if found == (None, None) and (options.eval or run.report.begun):
                 what = "no checkpoint is left" if run.report.begun else "there is no checkpoint yet to evaluate"
                 raise CheckpointError(f"{self.store.folder}: {what}")
@@ -155,9 +157,12 @@ class Experiment:
             return
         if options.start_task:
             self.save(run, self.benchmark.tasks[options.start_task - 1], finished=True)  # from now on the newest
-            distributed.keep("went back", "yes")
         elif another:
             self.save(run, self.benchmark.tasks[min(run.position.task, len(self.benchmark.tasks) - 1)])
+        elif file:
+            self.save(run, self.benchmark.tasks[manifest["task"]], finished=manifest["finished_task"])
+        if options.start_task or file:
+            distributed.keep("went back", "yes")
         run.report.cut_off()
         distributed.on_main(partial(folders.keep_options, self.place, self.options))
         distributed.on_main(partial(folders.keep_classes, self.place, self.benchmark.classes()))
@@ -167,19 +172,27 @@ class Experiment:
         options, stored = self.options.run, self.store.stored()
         if not options.resume or options.eval or options.start_task or not stored:
             return None
-        last = stored[-1].manifest
+        last, (_, file) = stored[-1].manifest, resumed(options.resume)
+        if file not in ("", stored[-1].path.name):
+            return None
         if not (last["finished_task"] and last["task"] + 1 >= len(self.tasks)):
             return None
         refuse_another(last["identity"], self.identity(), anyway=options.resume_anyway)
         return read_summary(self.place.logs)
 
 
-def prepare(options: Options, place: folders.Place, device: torch.device, stop: distributed.StopSignal) -> Experiment:
-    """Benchmark, transforms and checkpoint folder. With several processes one downloads while the others wait."""
+def open_store(options: Options, place: folders.Place) -> Store:
+    """The checkpoint folder; unless it is only read, no other process may write to it meanwhile."""
     store = Store(place.checkpoints, keep=options.run.keep_checkpoints, keep_tasks=options.run.keep_task_checkpoints)
     if not options.run.eval:
         distributed.on_main(store.lock)
+    return store
 
+
+def prepare(
+    options: Options, place: folders.Place, store: Store, device: torch.device, stop: distributed.StopSignal
+) -> Experiment:
+    """Benchmark and transforms. With several processes one downloads while the others wait."""
     load = partial(recipe.benchmark, options.data, seed=options.run.seed, class_order=options.data.class_orders()[0])
     benchmark = distributed.main_first(lambda first: load(download=first))
     benchmark = normalised(benchmark, options.data, input_size=options.model.input_size)

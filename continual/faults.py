@@ -4,8 +4,8 @@ DYTOX_FAULT=KIND:PLACE:N[:rankR] makes the process (of rank R, or every one) mee
 place; several are separated by commas.
 
     kill    SIGKILL, as by an out-of-memory killer      term    SIGTERM, as from a scheduler
-    raise   an error nobody expects                     hang    no answer any more
-    nan     the value that passes there becomes NaN
+    raise   an error nobody expects                     int     SIGINT, as by Ctrl-C
+    nan     the value that passes there becomes NaN     hang    no answer any more
 
 A job that torchrun starts again meets no second fault.
 """
@@ -21,7 +21,8 @@ from continual import distributed
 T = TypeVar("T")
 
 VARIABLE = "DYTOX_FAULT"
-KINDS = ("kill", "term", "raise", "hang", "nan")
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
+KINDS = (*SIGNALS, "raise", "hang", "nan")
 PLACES = (
     *("data", "forward", "backward", "step"),  # in a step of training
     *("evaluation", "exemplars", "finetuning", "task change", "end"),  # between phases
@@ -55,5 +56,5 @@ def _meet(kind: str, place: str, value: T) -> T:
     if kind == "hang":
         while True:
             time.sleep(3600)
-    os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGTERM)
+    os.kill(os.getpid(), SIGNALS[kind])
     return value

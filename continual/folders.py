@@ -12,7 +12,7 @@ from pathlib import Path
 from continual import distributed
 from continual.errors import CheckpointError
 from continual.files import absolute, write_json
-from continual.options import STORED, Options, dump, replace
+from continual.options import STORED, Options, dump, replace, resumed
 
 PLACE = "run.json"
 CLASSES = "classes.json"
@@ -42,15 +42,27 @@ def prepare(options: Options) -> tuple[Options, Place]:
     options = replace(options, data_path=absolute(options.data.data_path))  # wherever it is resumed
     begun = distributed.kept("run")
     if begun is not None:
-        start_task = 0 if distributed.kept("went back") else options.run.start_task
-        return replace(options, resume=begun, start_task=start_task), reopen(Path(begun))
+        if distributed.kept("went back") or not os.path.exists(options.run.resume):
+            return replace(options, resume=begun, start_task=0), reopen(Path(begun))
+        return options, _to_resume(options.run.resume)
     if options.run.resume:
-        place = reopen(Path(options.run.resume))
+        place = _to_resume(options.run.resume)
     else:
         place = new_place(options, today=date.today())
         _furnish(place, options)
     distributed.keep("run", str(place.checkpoints))
     return options, place
+
+
+def _to_resume(path: str) -> Place:
+    """The place of a run, from one of its folders or from one of its checkpoints. Raises CheckpointError."""
+    folder, file = resumed(path)
+    if file and not os.path.isfile(path):
+        raise CheckpointError(f"{path}: no such checkpoint")
+    place = reopen(Path(folder))
+    if file and place.checkpoints != Path(folder):
+        raise CheckpointError(f"{path}: the checkpoints of this run are in {place.checkpoints}")
+    return place
 
 
 def new_place(options: Options, *, today: date) -> Place:

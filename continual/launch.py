@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from continual import distributed, series
-from continual.errors import CheckpointError, LostProcess, Refused
+from continual.errors import CheckpointError, LostProcess, Refused, plain
 from continual.options import Options
 
 JOB = "DYTOX_JOB"  # a folder where train.sh and its processes leave each other word
@@ -55,8 +55,9 @@ def greet_train_sh(stop: distributed.StopSignal) -> None:
 
 def _leave(code: int, text: str | None, *, lost: str = "") -> int:
     """Say why, unless another process does; leave the exit code for train.sh; end this process whatever the others do."""
+    sys.last_value = sys.exc_info()[1]  # kept to the end: a loader that began by half would complain of being deleted
     alone = distributed.nb_processes() == 1
-    text = distributed.words_to_say(text, lost)
+    text = distributed.words_to_say(None if text is None else plain(text), plain(lost))
     if code != 1:
         distributed.keep("exit code", str(code))
     if text is not None:
@@ -77,7 +78,7 @@ def _leave(code: int, text: str | None, *, lost: str = "") -> int:
 def _tell_train_sh(file: str, code: int, reason: str) -> None:
     if os.environ.get(JOB):
         with suppress(OSError):  # train.sh was killed, or the disk is full
-            Path(os.environ[JOB], file).write_text(f"{code}\n{reason}\n")
+            Path(os.environ[JOB], file).write_text(f"{code}\n{reason}\n", encoding="utf-8")
 
 
 def _for_torchrun(code: int) -> int:

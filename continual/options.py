@@ -2,7 +2,8 @@
 
 YAML and command line are flat (`embed_dim: 384`, `--embed-dim 384`), and a key belongs to exactly one section. Later
 layers win: defaults, the stored options of `--resume DIR`, the YAML files of `--options` from left to right, the
-command line. A switch `--x` has its opposite `--no-x` (`--no-amp`: `--amp`), and `none` empties what may be empty.
+command line. A switch `--x` has its opposite `--no-x` (`--no-amp`: `--amp`), `none` empties what may be empty, and a
+path may begin with `~`.
 
 Nothing here imports torch, so a wrong option is answered at once, by an OptionsError of one line. Options never change
 after `parse`: what is known only while running (classes, processes, scaled learning rates) lives elsewhere.
@@ -25,7 +26,7 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
-from .errors import OptionsError
+from .errors import CheckpointError, OptionsError, Refused, plain
 from .errors import some as _some
 from .files import SAFE_NAME, replacing
 from .scenario import NB_CLASSES, by_name, checked_order, task_sizes
@@ -412,7 +413,9 @@ class Run(Section):
     device: str = option("auto", "auto (cuda if there is one, else cpu), cpu, cuda or cuda:N")
     seed: int = option(0, "seed of every random draw", NOT_NEGATIVE)
     seeds: tuple[int, ...] = option((), "one run per seed; results as mean and standard deviation", NOT_NEGATIVE)
-    resume: str = option("", "folder of checkpoints to continue from, exactly; its stored options come below --options")
+    resume: str = option(
+        "", "folder to continue from, exactly, or one checkpoint in it, FILE.pt; its stored options come below --options"
+    )
     resume_anyway: bool = option(False, "resume with other options than the stored ones; the epoch under way begins again")
     start_task: int = option(0, "with resume: index of the first task to train", NOT_NEGATIVE)
     max_task: int | None = option(None, "stop after so many tasks", COUNT)
@@ -441,6 +444,8 @@ class Run(Section):
         require(last, "start_task, max_task", f"task {self.start_task} (counted from 0) comes after the last")
         for key in ("start_task", "eval", "resume_anyway"):
             require(bool(self.resume) or not getattr(self, key), f"{key}, resume", f"{key} needs resume: DIR")
+        reason = "a checkpoint says by itself where to go on; give its folder, or leave start_task out"
+        require(not (self.start_task and resumed(self.resume)[1]), "start_task, resume", reason)
 
 
 @dataclass(frozen=True)
@@ -510,7 +515,10 @@ MAY_DIFFER = PER_CALL | {
     *("save_every_epoch", "save_every_minutes", "keep_checkpoints", "keep_task_checkpoints"),
 }  # what a resumed run may change without becoming another experiment
 
+PATHS = frozenset({"options", "data_path", "output_basedir", "log_path", "resume"})
+
 COMMAND_LINE = "command line"
+IGNORED = "local_rank"  # on the command line: old launchers pass it, while this one reads the environment
 STORED = "options.yaml"  # of a folder to resume from
 
 Entry = tuple[str, Any, str]  # key, value as written, and where it stands
@@ -518,27 +526,38 @@ Layer = dict[str, tuple[Any, str]]  # key -> value of its type, and where it sta
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """The options of a command line (the program's name left out). Raises OptionsError; `--help` prints and exits."""
+    """The options of a command line (the program's name left out). `--help` prints and exits.
+
+    Raises OptionsError, and CheckpointError if `resume` names a file that is no checkpoint.
+    """
     command = _layer(_read_command_line(argv))
     paths, _ = command.get("options", ((), ""))
     given = [*(_layer(_read_yaml(path)) for path in paths), command]
     resume, where = {key: value for layer in given for key, value in layer.items()}.get("resume", ("", ""))
     stored = []
     if resume:
-        if not Path(resume).is_dir():
+        folder, file = resumed(resume)
+        if file and not file.endswith(".pt"):
+            if os.path.exists(resume):
+                raise CheckpointError(f"{where}: resume: {resume} is neither a folder nor a checkpoint, FILE.pt")
             raise OptionsError(f"{where}: resume: no such folder: {resume}")
-        if (path := Path(resume, STORED)).exists():
+        if (path := Path(folder, STORED)).exists():
             stored = [_layer(_read_yaml(path))]
     return _build(*stored, *given)
 
 
+def resumed(path: str) -> tuple[str, str]:
+    """The folder and the file that `resume` names; a folder alone has no file, and "" is none of either."""
+    return (path, "") if not path or os.path.isdir(path) else os.path.split(os.path.realpath(path))
+
+
 def parse_or_exit(argv: Sequence[str] | None = None) -> Options:
-    """`parse` for a program: what is wrong goes to standard error, once for all processes, and the exit code is 2."""
+    """`parse` for a program: what is wrong goes to standard error, once for all processes, with its exit code."""
     try:
         return parse(sys.argv[1:] if argv is None else argv)
-    except OptionsError as error:
+    except Refused as error:
         if os.environ.get("RANK", "0") == "0":
-            print(error, file=sys.stderr)
+            print(plain(str(error)), file=sys.stderr)
         sys.exit(error.exit_code)
 
 
@@ -609,10 +628,13 @@ def _layer(entries: Iterable[Entry]) -> Layer:
 def _checked(key: str, value: Any, where: str) -> Any:
     """The value in the type of option `key`. Raises OptionsError on another type, no choice, or out of range."""
     kind, rules = FIELDS[key].type, FIELDS[key].metadata
+    empty = _empty(key)
     try:
-        result = _typed(kind, value)
+        result = empty if empty is not None and _is_none(value) else _typed(kind, value)
     except ValueError:
         raise OptionsError(f"{where}: {key}: expects {_in_words(kind)}, not {_shown(value)}") from None
+    if key in PATHS:
+        result = tuple(_at_home(path, key, where) for path in result) if kind is not str else _at_home(result, key, where)
     for item in result if isinstance(result, tuple) else (result,):
         if rules["choices"] and item not in rules["choices"]:
             choices = ", ".join(choice or "''" for choice in rules["choices"])
@@ -623,6 +645,24 @@ def _checked(key: str, value: Any, where: str) -> Any:
     if rules["refused"] and result != FIELDS[key].default:
         raise OptionsError(f"{where}: {key}: {rules['refused']}")
     return result
+
+
+def _empty(key: str) -> Any:
+    """What the word none means to an option that is off when it is empty; None for any other."""
+    kinds = _kinds(FIELDS[key].type)
+    if NoneType in kinds:
+        return None
+    return () if any(get_origin(kind) is tuple for kind in kinds) else "" if FIELDS[key].default == "" else None
+
+
+def _at_home(path: str, key: str, where: str) -> str:
+    """The path with `~` and `~user` as the folder that they mean. Raises OptionsError if nobody knows it."""
+    whole = os.path.expanduser(path)
+    if whole.startswith("~"):
+        raise OptionsError(f"{where}: {key}: no home folder is known for {_shown(whole.partition('/')[0])}")
+    if "\0" in whole:
+        raise OptionsError(f"{where}: {key}: {_shown(path)} is no path: it holds a zero byte")
+    return whole
 
 
 # --- types: what is written, as text or already as a value, to what an option holds ---
@@ -641,7 +681,7 @@ def _as_it_is(value: Any) -> Any:
 
 def _typed(kind: Any, value: Any) -> Any:
     """`value` as `kind`, an annotation of a section; a bare item stands for a list of one. Raises ValueError."""
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    kinds = _kinds(kind)
     for attempt in (value,) if isinstance(value, list | tuple) else (value, [value]):
         for kind in sorted(kinds, key=lambda kind: kind is not NoneType):  # the word none is none before it is text
             try:
@@ -651,10 +691,19 @@ def _typed(kind: Any, value: Any) -> Any:
     raise ValueError(value)
 
 
+def _kinds(kind: Any) -> tuple:
+    """The types that an annotation allows."""
+    return get_args(kind) if isinstance(kind, UnionType) else (kind,)
+
+
+def _is_none(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not isinstance(value, _Quoted) and value.lower() in _NONE)
+
+
 def _typed_as(kind: Any, value: Any) -> Any:
     word = value.lower() if isinstance(value, str) and not isinstance(value, _Quoted) else None
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is NoneType and (value is None or word in ("none", "null")):
+    if kind is NoneType and _is_none(value):
         return None
     if kind is bool and (isinstance(value, bool) or word in _TRUTH):
         return _TRUTH.get(word, value)
@@ -669,6 +718,7 @@ def _typed_as(kind: Any, value: Any) -> Any:
     raise ValueError(value)
 
 
+_NONE = ("none", "null")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _WORDS = {
@@ -748,8 +798,13 @@ class _Dumper(yaml.SafeDumper):
     def represent_tuple(self, data: tuple) -> yaml.Node:
         return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
 
+    def represent_text(self, data: str) -> yaml.Node:
+        """The text none stays text."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style="'" if data.lower() in _NONE else None)
+
 
 _Dumper.add_representer(tuple, _Dumper.represent_tuple)
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def _read_yaml(path: str | Path) -> list[Entry]:
@@ -806,6 +861,7 @@ def _parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    parser.add_argument(f"--{IGNORED.replace('_', '-')}", type=int, metavar="N", help="ignored: old launchers pass it")
     for section in SECTIONS.values():
         group = parser.add_argument_group(section.__doc__)
         for f in fields(section):
@@ -817,7 +873,7 @@ def _add_argument(group: argparse._ArgumentGroup, f: dataclasses.Field) -> None:
     flag = f"--{f.name.replace('_', '-')}"
     choices = f" ({', '.join(filter(None, f.metadata['choices']))})" if f.metadata["choices"] else ""
     text = f"{f.metadata['help'] or f.metadata['refused']}{choices} [{_default(f.default)}]".replace("%", "%%")
-    kinds = get_args(f.type) if isinstance(f.type, UnionType) else (f.type,)
+    kinds = _kinds(f.type)
     if f.name == "no_amp":
         group.add_argument(flag, action="store_true", dest=f.name, help=text)
         group.add_argument("--amp", action="store_false", dest=f.name, help="the opposite")
@@ -852,4 +908,5 @@ def _read_command_line(argv: Sequence[str]) -> list[Entry]:
     return [
         (key, value[0] if isinstance(value, list) and len(value) == 1 else value, COMMAND_LINE)
         for key, value in vars(known).items()
+        if key != IGNORED
     ]

@@ -3,7 +3,7 @@
 A run's folder holds
     evaluations.jsonl   one line per evaluation; free of times, so that a resumed run gives the same bytes
     summary.json        the figures and the accuracy matrices, at the end
-    status.json         how the run stands: running, done, preempted or failed
+    status.json         how the run stands: preparing, running, done, preempted or failed
 
 Accuracies, forgetting and backward transfer are in percent here (fractions in `metrics`); losses are means per image
 or batch as they were given; times are seconds. "Task unknown" is class-incremental, "task known" task-incremental;
@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from . import metrics
-from .errors import Preempted
+from .errors import Preempted, plain
 from .files import write_json
 from .metrics import Scores
 from .tasks import Task
@@ -33,7 +33,7 @@ Losses = Mapping[str, float] | Callable[[], Mapping[str, float]]
 
 EVALUATIONS, SUMMARY, STATUS = "evaluations.jsonl", "summary.json", "status.json"
 
-STATUS_WORDS = ("running", "done", "preempted", "failed")
+STATUS_WORDS = ("preparing", "running", "done", "preempted", "failed")
 
 # The figures of a run, as named in evaluations.jsonl and summary.json, and as people read them.
 FIGURES = {
@@ -54,7 +54,7 @@ SILENCE = 600.0  # seconds; after this long without a line, an epoch gets one an
 def say(text: str) -> None:
     """Print text as plain lines, above a progress bar if there is one; a narrow encoding must not stop a run over a ± sign."""
     encoding = sys.stdout.encoding or "utf-8"
-    tqdm.write(text.encode(encoding, errors="replace").decode(encoding), file=sys.stdout)
+    tqdm.write(plain(text).encode(encoding, errors="replace").decode(encoding), file=sys.stdout)
     sys.stdout.flush()
 
 
@@ -62,13 +62,15 @@ class Report:
     """Keeps the figures of one run; prints them when `console`, writes them when there is a `folder`.
 
     Every process of a run makes one and calls it alike; all but the main process with folder None and console False,
-    which keeps the same figures in silence.
+    which keeps the same figures in silence. nb_tasks: 0 until it is known. where: what a failure's status gives as its place.
     """
 
-    def __init__(self, folder: Path | None, *, nb_tasks: int, console: bool) -> None:
+    def __init__(self, folder: Path | None, *, nb_tasks: int = 0, console: bool) -> None:
         self.folder = None if folder is None else Path(folder)
         self.nb_tasks = nb_tasks
         self.console = console
+        self.where: Callable[[], object] = lambda: "preparing"
+        self._status = ""  # the last word that was written
         self._ends: list[Scores] = []  # the evaluation at the end of each task learned
         self._nb_seen: list[int] = []  # classes seen at the end of each task learned
         self._nb_bytes = 0  # of evaluations.jsonl, counted on every process alike
@@ -199,28 +201,36 @@ class Report:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Keep status.json: running inside; then done, or preempted or failed with the reason and the exit code."""
-        self.status("running")
+        """Keep status.json: preparing inside; at the end done, or preempted or failed with the reason and the exit code.
+
+        A run that was done stays done, unless it is told to be running.
+        """
+        if self.folder is not None and read_summary(self.folder) is None:
+            self.status("preparing")
         try:
             yield
         except BaseException as error:
             code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
             word = "preempted" if isinstance(error, Preempted) else "failed"
-            self.status(word, exit_code=code, message=f"{type(error).__name__}: {error}")
+            if self._status:
+                self.status(word, exit_code=code, message=f"{type(error).__name__}: {error}", where=str(self.where()))
             raise
-        self.status("done", exit_code=0)
+        if self._status:
+            self.status("done", exit_code=0)
 
-    def status(self, word: str, *, exit_code: int | None = None, message: str = "") -> None:
-        """Write status.json: word is running, done, preempted or failed.
+    def status(self, word: str, *, exit_code: int | None = None, message: str = "", where: str = "") -> None:
+        """Write status.json: word is preparing, running, done, preempted or failed.
 
         A disk that refuses it is only warned of: something else may already have gone wrong, and must not be hidden.
         """
         if word not in STATUS_WORDS:
             raise ValueError(f"status {word!r} is none of {', '.join(STATUS_WORDS)}")
+        self._status = word
         if self.folder is None:
             return
+        content = {"status": word, "exit_code": exit_code, "message": plain(message), "where": where}
         try:
-            write_json(self.folder / STATUS, {"status": word, "exit_code": exit_code, "message": message})
+            write_json(self.folder / STATUS, content)
         except OSError as error:
             self.say(f"warning: the status {word!r} could not be written: {error}")
 

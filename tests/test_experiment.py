@@ -7,8 +7,11 @@ import pytest
 import torch
 from jobs import THREE_TASKS, TINY, assert_equal, assert_same_results, checkpoints, finish, folders, logs, run, states
 from made_up import write_image_tree
+from torch.distributed import HashStore
 
-from continual import checkpoint
+from continual import checkpoint, distributed
+from continual import folders as place
+from continual.options import parse
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,82 @@ def test_start_task_that_cannot_be_written(copy):
 def test_start_task_without_its_checkpoint(copy):
     job = run(["--resume", str(checkpoints(copy)), "--start-task", "4", "--max-task", "5"], copy)
     assert job.codes == [4] and "no valid checkpoint of the end of task 3 (--start-task 4)" in job.said()
+
+
+def named(folder, name):
+    """The newest checkpoint of that name."""
+    return max(checkpoints(folder).glob(f"0*-{name}.pt"))
+
+
+@pytest.mark.parametrize("name", ["task-2-training-epoch-2-step-0", "task-1-finished"])
+def test_one_checkpoint(name, copy, done):
+    """From there on it is the newest, also for a resume of the folder."""
+    job = run(["--resume", str(named(copy, name))], copy, fault="kill:step:1")
+    assert job.codes == [-9] and f"resumed from {name}: " in job.said()
+    assert f"resumed from {name}: " in finish(["--resume", str(checkpoints(copy))], copy).said()
+    assert_same_results(copy, done)
+
+
+def test_the_checkpoint_of_the_very_end(copy):
+    job = finish(["--resume", str(named(copy, "task-3-finished"))], copy)
+    assert "this run is finished" in job.said()
+
+
+def test_one_checkpoint_in_a_job_started_again(copy, done, monkeypatch):
+    """It goes back only once; until it has, the checkpoint counts, and after that what is newest."""
+    monkeypatch.setattr(distributed, "_agents_store", HashStore())
+    path, folder = str(named(copy, "task-1-finished")), str(checkpoints(copy))
+    options = parse(["--resume", path])
+    assert [place.prepare(options)[0].run.resume for _ in range(2)] == [path, path]
+    distributed.keep("went back", "yes")
+    assert place.prepare(options)[0].run.resume == folder
+
+
+def test_evaluation_of_one_checkpoint(copy, tmp_path):
+    (tmp_path / "link.pt").symlink_to(named(copy, "task-1-finished"))
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert "Task 1/3, 2 classes seen" in finish(["--eval", "--resume", str(tmp_path / "link.pt")], tmp_path).said()
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def spoil(path, how):
+    """A checkpoint that is not worth the name; returns what to give to --resume."""
+    if how == "damaged":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif how == "without its manifest":
+        path.with_suffix(".json").unlink()
+    elif how == "of a damaged manifest":
+        path.with_suffix(".json").write_bytes(b"[")
+    elif how == "a manifest":
+        return path.with_suffix(".json")
+    elif how == "gone":
+        path.unlink()
+    elif how == "of no run":
+        return path.rename(path.parent.parent / path.name)
+    return path.parent.parent / "nowhere" / path.name if how == "nowhere" else path
+
+
+@pytest.mark.parametrize(
+    "how, code, told",
+    [
+        ("damaged", 4, "-task-1-finished.pt is damaged (its SHA-256 does not fit)"),
+        ("without its manifest", 4, "-task-1-finished.pt is no valid checkpoint: it has no manifest"),
+        ("of a damaged manifest", 4, "-task-1-finished.pt: its manifest is damaged ("),
+        ("a manifest", 4, "-task-1-finished.json is neither a folder nor a checkpoint, FILE.pt"),
+        ("gone", 4, "-task-1-finished.pt: no such checkpoint"),
+        ("nowhere", 4, "-task-1-finished.pt: no such checkpoint"),
+        ("of no run", 4, " is not the folder of a run: "),
+        ("--start-task", 2, "start_task, resume: a checkpoint says by itself where to go on"),
+    ],
+)
+def test_no_checkpoint_to_resume_from(how, code, told, copy):
+    path = spoil(named(copy, "task-1-finished"), how)
+    before = {path: path.read_bytes() for path in copy.rglob("*.pt")}
+    job = run(["--resume", str(path), *(["--start-task", "1"] if code == 2 else [])], copy)
+    assert job.codes == [code]
+    *greeting, line = job.said().splitlines()
+    assert told in line and "Traceback" not in job.said() and len(greeting) in (0, 5)
+    assert {path: path.read_bytes() for path in copy.rglob("*.pt")} == before
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,62 @@ def test_asked_to_stop_with_its_workers(tmp_path):
     wait_for(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in signalled))
 
 
+def interrupt(job):
+    """What Ctrl-C on a terminal does: every process of the job gets the signal, the workers of data loading, too."""
+    pid = job.processes[0].pid
+    for each in (*children(pid), pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGINT)
+
+
+def test_ctrl_c(tmp_path):
+    argv = [*TINY, *folders(tmp_path), "--no-debug", "--epochs", "1000", "--base-epochs", "1000", "--num-workers", "1"]
+    job = Job(argv, tmp_path)
+    wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-3-step-0.json")))
+    interrupt(job)
+    assert job.wait().codes == [75], job.said()
+    assert "stopping as soon as the step under way is done and saved (Ctrl-C again: at once, without saving)" in job.said()
+    last = job.said().splitlines()[-1]
+    assert last.startswith("error: stopped at task-1-training-epoch-")
+    assert f"and saved; continue with --resume {checkpoints(tmp_path)}" in last
+    assert "Traceback" not in job.said() and status(tmp_path)["status"] == "preempted"
+
+
+def test_ctrl_c_twice(tmp_path):
+    """The second ends it even where the first is never heard of."""
+    job = Job([*TINY, *folders(tmp_path)], tmp_path, fault="hang:step:2")
+    wait_for(lambda: list(tmp_path.glob("checkpoints/**/0*.json")))
+    interrupt(job)
+    wait_for(lambda: "stopping as soon as" in job.said())
+    interrupt(job)
+    assert job.wait().codes == [130]
+    assert job.said().endswith("interrupted\n") and "Traceback" not in job.said()
+    assert status(tmp_path)["status"] == "failed" and status(tmp_path)["exit_code"] == 130
+
+
+def test_one_of_two_processes_gets_ctrl_c(tmp_path, undisturbed):
+    """torchrun hands on what the terminal has sent to all already: it is no second one."""
+    job = run([*TINY, *folders(tmp_path)], tmp_path, processes=2, fault="int:step:7:rank1,int:step:8:rank1,int:data:8:rank1")
+    assert job.codes == [75, 75], job.said()
+    resume(tmp_path, processes=2)
+    assert_same_results(tmp_path, undisturbed(2))
+
+
+def test_a_worker_killed(tmp_path, undisturbed):
+    """As the out-of-memory killer would."""
+    job = Job([*TINY, *folders(tmp_path), "--num-workers", "1"], tmp_path, fault="hang:step:5")
+    pid = job.processes[0].pid
+    wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-2-step-0.json")) and children(pid))
+    for worker in children(pid):
+        os.kill(worker, signal.SIGKILL)
+    assert job.wait().codes == [1], job.said()
+    (line,) = [line for line in job.said().splitlines() if "error" in line]
+    assert line.startswith("error: data loading failed: DataLoader worker (pid") and "--num-workers 1 " in line
+    assert "Traceback" not in job.said() and line.split("error: ")[1] in status(tmp_path)["message"]
+    resume(tmp_path)
+    assert_same_results(tmp_path, undisturbed(1))
+
+
 def test_an_evaluation_alone_asked_to_stop(undisturbed):
     folder = undisturbed(1)
     before = kept(folder)

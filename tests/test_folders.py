@@ -1,6 +1,7 @@
 """The two folders of a run find each other, moved or copied, and nobody else's."""
 
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -162,6 +163,12 @@ def test_a_job_started_again_goes_on_with_its_run(tmp_path, monkeypatch):
     assert options.run.resume == ""
     again, found = made(tmp_path)
     assert found == place and again.run.resume == str(place.checkpoints)
+
+
+def test_a_job_started_again_below_a_folder_that_is_not_utf8(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "_agents_store", HashStore())
+    below = tmp_path / os.fsdecode(b"caf\xe9")
+    assert made(below)[1] == made(below)[1]
 
 
 def test_a_resumed_job_started_again_forgets_start_task(tmp_path, monkeypatch):

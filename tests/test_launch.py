@@ -1,11 +1,13 @@
 """What a failure leaves: one line, and an exit code."""
 
 import errno
+import json
+import os
 import subprocess
 import sys
 
 import pytest
-from jobs import ROOT, TINY, folders, run
+from jobs import ROOT, TINY, checkpoints, folders, logs, run
 from made_up import write_image_tree
 from torch.distributed import HashStore
 
@@ -131,6 +133,43 @@ def test_corrupt_image(workers, processes, tmp_path):
     (line,) = [line for line in job.said().splitlines() if "error" in line]
     assert "error: cannot read the image" in line and str(path) in line and "(index 9)" in line
     assert "Traceback" not in job.said()
+
+
+LATIN = os.fsdecode(b"caf\xe9")  # a name of another time
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_names_that_are_not_utf8(processes, tmp_path):
+    """A missing folder is exit 3 whatever it is called, in the status, too."""
+    argv = [*TINY, *folders(tmp_path / LATIN), "--data-set", "folder", "--data-path", str(tmp_path / LATIN / "gone")]
+    told = {"DYTOX_JOB": str(tmp_path), "GROUP_WORLD_SIZE": "2"}  # as train.sh does, but with the codes told
+    job = run(argv, tmp_path, processes=processes, environment=told)
+    assert job.codes == [3] * processes, job.said()
+    (line,) = [line for line in job.said().splitlines() if "error" in line]
+    assert "/caf\\xe9/gone" in line
+    code, reason = (tmp_path / "exit").read_text().splitlines()
+    assert code == "3" and "/caf\\xe9/gone" in reason
+    status = json.loads((logs(tmp_path / LATIN) / "status.json").read_text())
+    assert (status["status"], status["exit_code"], status["where"]) == ("failed", 3, "preparing")
+    assert status["message"].startswith("DataError: ") and "/caf\\xe9/gone" in status["message"]
+    assert parse(["--options", str(logs(tmp_path / LATIN) / "options.yaml")]).data.data_path.endswith(f"{LATIN}/gone")
+
+
+def test_a_run_in_a_folder_that_is_not_utf8(tmp_path):
+    """Its images too; and a corrupt one is named from a loading worker."""
+    data = tmp_path / LATIN / "data"
+    write_image_tree(data, [LATIN, "bee", "cat", "dog"], 6, 2, 8)
+    argv = [*TINY, *folders(tmp_path / LATIN), "--data-set", "folder", "--data-path", str(data), "--num-workers", "1"]
+    few = ["--memory-size", "8", "--batch-size", "4"]
+    assert run([*argv, *few, "--max-task", "1"], tmp_path).codes == [0]
+    path = data / "train" / LATIN / f"{LATIN}_3.JPEG"
+    path.write_bytes(path.read_bytes()[:200])
+    job = run(["--resume", str(checkpoints(tmp_path / LATIN)), "--max-task", "2"], tmp_path)
+    assert job.codes == [3], job.said()
+    last = job.said().splitlines()[-1]
+    assert last.startswith("error: cannot read the image ") and "caf\\xe9_3.JPEG (index " in last
+    assert run(["--resume", str(tmp_path / LATIN / "nowhere.pt")], tmp_path).codes == [4]
+    assert run(["--options", str(tmp_path / LATIN / "nowhere.yaml")], tmp_path).codes == [2]
 
 
 def test_missing_data_with_several_processes(tmp_path):

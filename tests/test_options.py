@@ -178,6 +178,52 @@ def test_values_on_the_command_line(argv, key, value):
     assert result == value and type(result) is type(value)
 
 
+def off_when_empty():
+    """Every option that is off when it is empty: texts of which that is the default, and lists."""
+    for key, f in FIELDS.items():
+        if f.default == "":
+            yield key, ""
+        elif "tuple" in str(f.type) and "None" not in str(f.type):
+            yield key, ()
+
+
+@pytest.mark.parametrize(("key", "empty"), list(off_when_empty()))
+def test_none_switches_off(write, monkeypatch, key, empty):
+    given = {"ind_clf": "1-1", "finetuning": "balanced", "freeze_task": ["heads"], "freeze_ft": ["tab"], "seeds": [3]}
+    below = write("\n".join([f"{name}: {value}" for name, value in given.items()] + ["dytox: on", "class_attention: on"]))
+    monkeypatch.setattr(Options, "check", lambda self: None)  # an empty list is refused for some, but as an empty list
+    flag = f"--{key.replace('_', '-')}"
+    calls = [[flag, word] for word in ("none", "None", "null")]
+    if key != "options":
+        files = [write(f"{key}: {word}".rstrip(), f"{number}.yaml") for number, word in enumerate(["none", "null", "~", ""])]
+        calls = [["--options", below, *call] for call in calls] + [["--options", below, file] for file in files]
+    assert all(flat(parse(call))[key] == empty for call in calls)
+
+
+def test_a_quoted_none_is_text(write, tmp_path):
+    options = parse(["--options", write("name: 'none'")])
+    dump(options, tmp_path / "kept.yaml")
+    assert options.run.name == parse(["--options", str(tmp_path / "kept.yaml")]).run.name == "none"
+    assert parse(["--name", "none"]).run.name == ""
+
+
+@pytest.mark.parametrize("key", sorted(module.PATHS - {"options"}))
+def test_a_path_may_begin_at_home(write, monkeypatch, tmp_path, key):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x").mkdir()
+    write(f"{key}: ~/x")
+    for argv in ([f"--{key}", "~/x"], [f"--{key}=~/x"], ["--options", "~/some.yaml"]):
+        assert flat(parse(argv))[key] == str(tmp_path / "x")
+    assert flat(parse([f"--{key}", "~"]))[key] == str(tmp_path)
+    assert message([f"--{key}", "~nobody-here/x"]) == f"command line: {key}: no home folder is known for '~nobody-here'"
+
+
+@pytest.mark.parametrize("words", [["--local-rank", "1"], ["--local_rank=1"], ["--local-rank=0", "--seed", "0"]])
+def test_what_old_launchers_pass_is_no_option(words):
+    assert parse(words) == parse([])
+    assert message(["--local-rank", "x"]).startswith("command line: local_rank: ")
+
+
 # --------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -200,7 +246,7 @@ def test_values_on_the_command_line(argv, key, value):
         ("lr: inf", "line 1: lr: expects a number, not 'inf'"),
         ("lr: 1e999", "line 1: lr: expects a number, not '1e999'"),
         ("auto_kd: 1", "line 1: auto_kd: expects true or false, not '1'"),
-        ("name: null", "line 1: name: expects text, not None"),
+        ("log_category: null", "line 1: log_category: expects text, not None"),
         ("name: [a]", "line 1: name: expects text, not ['a']"),
         ("model: {a: 1}", "line 1: model: expects text, not {'a': '1'}"),
         ("pod_scales: [1, x]", "line 1: pod_scales: expects a list of whole numbers, not ['1', 'x']"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from continual import report as report_module
+from continual.errors import DataError, Preempted
 from continual.metrics import Scores
 from continual.report import Report, duration, matrix_table, summarise, summary_text, text_table
 from continual.tasks import Task
@@ -230,12 +231,55 @@ def test_lines_lost_from_the_disk_are_told_and_what_is_there_is_kept(tmp_path, c
 # Status and summary
 
 
+def status(folder):
+    return json.loads((folder / "status.json").read_text())
+
+
+def test_status_from_the_first_moment_to_the_last(tmp_path):
+    report = Report(tmp_path, console=False)
+    with report.watched():
+        assert status(tmp_path) == {"status": "preparing", "exit_code": None, "message": "", "where": ""}
+        report.status("running")
+        assert status(tmp_path)["status"] == "running"
+    assert status(tmp_path) == {"status": "done", "exit_code": 0, "message": "", "where": ""}
+
+
+@pytest.mark.parametrize(
+    ("error", "word", "code"),
+    [
+        (DataError("caf\udce9 is empty"), "failed", 3),
+        (Preempted("asked to"), "preempted", 75),
+        (KeyboardInterrupt("by hand"), "failed", 130),
+        (ValueError("odd"), "failed", 1),
+    ],
+)
+def test_status_says_what_ended_a_run_and_where(tmp_path, error, word, code):
+    report = Report(tmp_path, console=False)
+    for where in ("preparing", "task-2"):
+        with pytest.raises(type(error)), report.watched():
+            raise error
+        message = f"{type(error).__name__}: {str(error).replace(chr(0xDCE9), chr(92) + 'xe9')}"
+        assert status(tmp_path) == {"status": word, "exit_code": code, "message": message, "where": where}
+        report.where = lambda: "task-2"
+
+
+def test_what_is_done_stays_done(tmp_path):
+    """Until it goes on: a refusal by its data takes nothing away from a run that was finished before."""
+    report = Report(tmp_path, nb_tasks=1, console=False)
+    with report.watched():
+        report.status("running")
+        evaluate(report, 0, 0.9)
+        report.finish(nb_parameters=1, nb_exemplars=1, seconds=1.0)
+    with pytest.raises(DataError), Report(tmp_path, console=False).watched():
+        raise DataError("gone")
+    assert status(tmp_path)["status"] == "done"
+
+
 def test_status_is_replaced_whole(tmp_path):
     report = Report(tmp_path, nb_tasks=1, console=False)
     report.status("running")
-    report.status("preempted", exit_code=75, message="SIGTERM")
-    content = json.loads((tmp_path / "status.json").read_text())
-    assert content == {"status": "preempted", "exit_code": 75, "message": "SIGTERM"}
+    report.status("preempted", exit_code=75, message="SIGTERM", where="here")
+    assert status(tmp_path) == {"status": "preempted", "exit_code": 75, "message": "SIGTERM", "where": "here"}
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
     with pytest.raises(ValueError, match="'lost' is none of"):
         report.status("lost")

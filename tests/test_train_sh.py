@@ -1,5 +1,6 @@
 """The launcher: bad words are answered at once, and what ends a run comes through as one line and an exit code."""
 
+import shutil
 import subprocess
 
 import pytest
@@ -32,6 +33,23 @@ def train_sh(*words, cwd=ROOT, **environment):
 def test_what_cannot_be_started(words, environment, told):
     done = train_sh(*words, **environment)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", told + "\n")
+
+
+def test_another_shell_is_told_that_bash_is_needed():
+    """By every shell that is here; and what comes before the message is for any of them."""
+    beginning = (ROOT / "train.sh").read_text().partition("set -u\n")[0]
+    told = "error: train.sh is a script for bash: bash train.sh ...\n"
+    for shell in filter(shutil.which, ("dash", "busybox", "zsh")):
+        words = [shell, "sh"] if shell == "busybox" else [shell]
+        done = subprocess.run([*words, str(ROOT / "train.sh"), "cpu"], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+    done = subprocess.run(["sh", "-c", f"BASH_VERSION=\n{beginning}"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+
+
+def test_train_sh_can_be_executed():
+    done = subprocess.run([str(ROOT / "train.sh"), "gpu"], capture_output=True, text=True)
+    assert done.returncode == 2 and "the first argument is GPU ids" in done.stderr
 
 
 def test_from_a_folder_with_the_same_names(tmp_path):
