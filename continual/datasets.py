@@ -678,9 +678,9 @@ def _offered_names(data: object, x: np.ndarray, y: np.ndarray) -> tuple[str, ...
     """The class names that a data set of Continuum offers: those of torchvision, or of one folder for each."""
     ids = np.unique(y).tolist()
     names = getattr(getattr(data, "dataset", None), "classes", None) or ()
-    if ids == list(range(len(names))) and all(isinstance(name, str) for name in names):
+    if names and ids == list(range(len(names))) and all(isinstance(name, str) for name in names):
         return tuple(names)
-    if x.dtype.kind != "U":
+    if x.dtype.kind != "U" or y.shape != x.shape:
         return ()
     folders = [{os.path.dirname(path) for path in x[y == class_id].tolist()} for class_id in ids]
     parts = [folder.split("/") for folder, *others in folders if not others]

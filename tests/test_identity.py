@@ -259,6 +259,7 @@ def test_continuum_gives_the_names_it_has(tmp_path):
     x = np.array([f"sets/{name}/images/{index}.png" for name in ("n1", "n0") for index in range(2)])
     assert datasets._offered_names(base, x, np.array([0, 0, 1, 1])) == ("n1", "n0")
     assert datasets._offered_names(base, x, np.array([0, 1, 1, 1])) == ()  # no folder of its own
+    assert datasets._offered_names(base, x, np.zeros((4, 2), int)) == ()  # for others to refuse
     assert datasets._offered_names(base, PIXELS, np.array([0, 1, 2, 3])) == ()
 
     class Torchvision:

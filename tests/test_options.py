@@ -142,7 +142,7 @@ def test_a_memory_is_global_or_distributed(write):
         ("data_set: folder\nclass_order: [2, 0, 1]", "class_order", (2, 0, 1)),
         ("data_set: folder\nclass_order: [[2, 0], [0, 2]]", "class_order", ((2, 0), (0, 2))),
         ("data_set: folder\nclass_order: [cat, no, '1']", "class_order", ("cat", "no", "1")),
-        ("data_set: folder\nclass_order: [['2', '0'], [0, a b]]", "class_order", (("2", "0"), ("0", "a b"))),
+        ("data_set: folder\nclass_order: [['2', '0'], ['0', '2']]", "class_order", (("2", "0"), ("0", "2"))),
         ("mean: 0.5", "mean", (0.5,)),
         ("std: auto", "std", ("auto",)),
         ("lr_noise: 0.5", "lr_noise", (0.5,)),
