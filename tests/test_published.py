@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from continual.options import parse, to_yaml
-from continual.published import compare, published
+from continual.published import compare, main, published
 
 ROOT = Path(__file__).parent.parent
 CURVE = [91.9, 83.85, 76.47, 69.62, 66.68, 64.57, 59.27, 57.4, 55.61, 50.81]
@@ -24,12 +24,24 @@ def run_folder(path: Path, accs: list[float], *argv: str) -> Path:
     return path
 
 
-def command(*argv: object) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-m", "continual.published", *map(str, argv)]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture
+def command(capsys):
+    """The command within this process: its exit code, what it printed, and what it printed as errors."""
+
+    def call(*argv: object) -> subprocess.CompletedProcess:
+        code = main([str(word) for word in argv])
+        return subprocess.CompletedProcess(argv, code, *capsys.readouterr())
+
+    return call
 
 
-def test_a_finished_run_beside_the_published_curve(tmp_path):
+def test_it_is_a_command():
+    words = [sys.executable, "-m", "continual.published"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: usage: python -m continual.published RUN\n")
+
+
+def test_a_finished_run_beside_the_published_curve(command, tmp_path):
     ours = [acc + 0.5 for acc in CURVE]
     folder = run_folder(tmp_path / "run", ours, "--initial-increment", "10", "--increment", "10")
     done = command(folder)
@@ -41,7 +53,7 @@ def test_a_finished_run_beside_the_published_curve(tmp_path):
     assert f"{average - 67.33:+.2f}" in erratum and f"{ours[-1] - 51.68:+.2f}" in erratum
 
 
-def test_a_run_that_goes_on_and_a_series(tmp_path):
+def test_a_run_that_goes_on_and_a_series(command, tmp_path):
     argv = ("--initial-increment", "0", "--increment", "2")
     for seed in (0, 1):
         run_folder(tmp_path / f"seed-{seed}", [90.0, 80.0 + seed], *argv)
@@ -63,13 +75,13 @@ def test_a_run_that_goes_on_and_a_series(tmp_path):
         (lambda path: run_folder(path / "else", [90.0], "--data-set", "digits"), 2, "nothing is stored of digits"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(make, code, said, tmp_path):
+def test_what_cannot_be_compared_is_one_line(make, code, said, command, tmp_path):
     done = command(make(tmp_path))
     assert done.returncode == code and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and said in done.stderr
 
 
-def test_damaged_evaluations_are_one_line(tmp_path):
+def test_damaged_evaluations_are_one_line(command, tmp_path):
     folder = run_folder(tmp_path / "run", CURVE, "--initial-increment", "10", "--increment", "10")
     (folder / "evaluations.jsonl").write_text('{"final": true, "ac')
     done = command(folder)
