@@ -87,6 +87,15 @@ def test_nobody_reads(tmp_path):
     assert process.returncode == 1
 
 
+def test_too_few_open_files(tmp_path):
+    """For so many workers; the loader that has begun by half says no more about it."""
+    argv = [sys.executable, "-W", "ignore", "main.py", *TINY, *folders(tmp_path), "--num-workers", "12"]
+    done = subprocess.run(["bash", "-c", 'ulimit -n 40; exec "$@"', "bash", *argv], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: data loading failed: ") and "Too many open files" in done.stderr
+    assert "--num-workers 12 " in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_disk_full_anywhere(monkeypatch, tmp_path, capsys):
     full = OSError(errno.ENOSPC, "No space left on device", "evaluations.jsonl")
     assert launched(monkeypatch, tmp_path, full) == 4
