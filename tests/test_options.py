@@ -547,3 +547,14 @@ def test_help_lists_every_option(capsys):
         assert f"--{key.replace('_', '-')}" in words
     for section in SECTIONS.values():
         assert section.__doc__.split()[-1] + ":" in words
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "options/model").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_published_files_drop_finetunings_last_batch(path):
+    data = {"cifar": "cifar100", "imagenet": "imagenet100"}.get(path.stem.partition("_")[0], "digits")
+    made = parse(["--options", str(path), "--data-set", data])
+    assert made.finetune.ft_drop_last is (data != "digits")
+
+
+def test_dropping_the_last_batch_needs_the_memorys_order():
+    assert "a shuffled order drops it already" in message(["--ft-drop-last"])

@@ -138,3 +138,13 @@ def test_other_randaugment_settings_work():
     for aa in ("rand", "rand-m5-n3", "rand-m9-mstd0.5", "rand-m9-p0.3-mmax10-inc0", "rand-m9-tweights", "rand-t3a-p1"):
         with seeded("settings"):
             assert train(aa=aa)(picture()).shape == (3, 32, 32)
+
+
+def test_randaugment_fills_with_imagenets_mean_colour_on_any_data():
+    made = transforms._rand_augment("rand-m9-mstd0.5-inc1", input_size=32, interpolation="bicubic")
+    assert {op.hparams["img_mean"] for op in made.ops} == {(124, 116, 104)}
+    shifted = Image.new("RGB", (32, 32))
+    for op in (op for op in made.ops if op.name == "TranslateXRel"):
+        op.prob = 1.0
+        shifted = op(shifted)
+    assert {tuple(pixel) for row in np.asarray(shifted).tolist() for pixel in row} == {(0, 0, 0), (124, 116, 104)}
