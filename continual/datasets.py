@@ -15,6 +15,7 @@ import difflib
 import os
 import pickle
 import socket
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from torch.utils.data import Dataset
 
 from continual import given
-from continual.errors import DataError, OptionsError, one_line
+from continual.errors import DataError, OptionsError, Refused, one_line
 from continual.errors import some as _some
 from continual.files import absolute
 from continual.opening import is_image, may_be_wide, open_rgb, refuse_wide
@@ -230,7 +231,15 @@ def register(
     """
 
     def read(root: str | None, train: bool, download: bool) -> Split:
-        return Split(*given.split(name, function(root, train), root))
+        try:
+            found = function(root, train)
+        except Refused:
+            raise
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"line {frame.lineno} of {frame.filename}"
+            raise DataError(f"{name}: the registered function failed at {where}: {one_line(error)}") from error
+        return Split(*given.split(name, found, root))
 
     _SOURCES[name.lower()] = _Source(name, read, mean, std, needs_path=False)
     NB_CLASSES.pop(name.lower(), None)  # it may take the place of a data set whose size was known

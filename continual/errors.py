@@ -5,9 +5,15 @@ from collections.abc import Iterable
 
 
 class Refused(Exception):
-    """Something that cannot go on. The message is one line, written for the person at the keyboard."""
+    """Something that cannot go on. The message is one line, written for the person at the keyboard.
+
+    Line breaks and other control characters, as names of files may hold, are escaped.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() or 0xD800 <= ord(c) <= 0xDFFF else ascii(c)[1:-1] for c in message))
 
 
 class OptionsError(Refused):
@@ -23,7 +29,8 @@ class DataError(Refused):
 
     def __init__(self, message: str):
         # A DataLoader's worker hands its error on wrapped in a whole traceback, whose last line is the message.
-        last = message.strip().splitlines()[-1] if message.strip() else message
+        wrapped = message.startswith("Caught ") and message.strip().count("\n") > 0
+        last = message.strip().splitlines()[-1] if wrapped else message
         super().__init__(last.removeprefix(f"{__name__}.{type(self).__name__}: "))
 
 

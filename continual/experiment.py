@@ -49,11 +49,11 @@ class Experiment:
     def greeting(self, memory: rehearsal.Memory) -> str:
         """The first words of a run: what it learns, how, and where it leaves things."""
         sizes = [task.nb_new for task in self.tasks]
-        left_out = self.benchmark.left_out
+        left_out, nb_tasks = self.benchmark.left_out, "1 task" if len(sizes) == 1 else f"{len(sizes)} tasks"
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.benchmark.mean, self.benchmark.std))
         return "\n".join(
             [
-                f"{self.benchmark.name}: {sum(sizes)} classes in {len(sizes)} tasks ({recipe.in_short(sizes)}), "
+                f"{self.benchmark.name}: {sum(sizes)} classes in {nb_tasks} ({recipe.in_short(sizes)}), "
                 f"{len(self.benchmark.train_samples.y)} training and {len(self.benchmark.test_samples.y)} test images"
                 + (f", {self.benchmark.nb_skipped} unreadable files left out" if self.benchmark.nb_skipped else ""),
                 *([f"{len(left_out)} file{'s' * (len(left_out) > 1)} left out: {by_ending(left_out)}"] if left_out else []),

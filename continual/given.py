@@ -49,7 +49,7 @@ def images(name: str, x: Any, root: str | None) -> np.ndarray:
     column or iterator of paths, of Pillow images, or of single such arrays, which may vary in size. Values are uint8; uint16
     is scaled to it, and booleans are black and white.
     """
-    x = _plain(x)
+    x = _plain(name, x)
     if isinstance(x, np.ndarray) and x.dtype.kind not in "OUST":
         return _pixels(name, "images", "n, ", x)
     if not isinstance(x, np.ndarray):
@@ -69,7 +69,7 @@ def labels(name: str, y: Any) -> np.ndarray:
 
     Does not compare their number with that of the images; the caller does.
     """
-    y = _plain(y)
+    y = _plain(name, y)
     if not isinstance(y, np.ndarray):
         if not isinstance(y, Iterable) or isinstance(y, str | bytes | dict | set | frozenset):
             raise DataError(f"{name}: labels must be a list of one integer or word each, got {_told(y)}")
@@ -123,12 +123,19 @@ def _class_names(names: Any, y: np.ndarray) -> tuple[str, ...]:
     return tuple(names[label] for label in present) if present and present[0] >= 0 and present[-1] < len(names) else ()
 
 
-def _plain(values: Any) -> Any:
+def _plain(name: str, values: Any) -> Any:
     """Tensors and columns of a table (pandas, polars; without their index) as arrays; the rest as it is."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    return np.asarray(values.to_numpy()) if hasattr(values, "to_numpy") else values
+    if isinstance(values, np.ma.MaskedArray):
+        if np.ma.getmaskarray(values).any():
+            raise DataError(f"{name}: got {_told(values)} with masked entries; fill them, or leave these images out")
+        return values.data
+    try:
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu()
+            return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        return np.asarray(values.to_numpy()) if hasattr(values, "to_numpy") else values
+    except Exception as error:  # sparse, quantised or without storage: each fails in its own way
+        raise DataError(f"{name}: got {_told(values)}, which does not become an array: {one_line(error)}") from error
 
 
 def _objects(values: Iterable) -> np.ndarray:
@@ -187,7 +194,7 @@ def _image(name: str, index: int, image: Any) -> np.ndarray:
             raise DataError(f"{name}: image {index}: {error}") from error
         except Exception as error:  # a file that is opened only now
             raise DataError(f"{name}: cannot read image {index}: {one_line(error)}") from error
-    image = _plain(image)
+    image = _plain(name, image)
     if not isinstance(image, np.ndarray | list):
         raise DataError(f"{name}: image {index} must be uint8 pixels, a Pillow image or a path, got {_told(image)}")
     try:

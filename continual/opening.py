@@ -46,11 +46,16 @@ def as_rgb(image: Image.Image, *, upright: bool) -> Image.Image:
     if _is_wide(image):
         raise DataError(_refusal("the image", image))
     sixteen, white = image.mode.startswith("I"), _white(image)
+    inverted = getattr(image, "tag_v2", {}).get(262) == 0  # PhotometricInterpretation of a TIFF: 0 is white
+    key = _key(image)
     image.load()
+    if key is not None:
+        image.info["transparency"] = key
     if upright:
         image = _upright(image)
     if sixteen:
         image = _eight_bits(image, white)
+        image = ImageOps.invert(image) if inverted else image
     if image.has_transparency_data:
         image = _over_white(image)
     return image.convert("RGB")
@@ -120,7 +125,7 @@ def _is_wide(image: Image.Image) -> bool:
 
 
 def _refusal(what: str, image: Image.Image) -> str:
-    kind = "floating point" if image.mode == "F" else "32-bit integers"
+    kind = "floating point" if image.mode == "F" else "integers of 32 bits, or with a sign"
     return f"{what} has pixels in {kind} (mode {image.mode}), whose white is not known; save it with 8 or 16 bits per channel"
 
 
@@ -128,6 +133,21 @@ def _white(image: Image.Image) -> int:
     """The largest value of a pixel of 16 bits; of 12 bits in a TIFF of such."""
     (bits, *_) = getattr(image, "tag_v2", {}).get(258, (16,))  # BitsPerSample
     return 4095 if bits == 12 else 65535
+
+
+def _key(image: Image.Image) -> int | tuple[int, ...] | None:
+    """The see-through value of a PNG in the 8 bits that Pillow gives its pixels; None where it is so already.
+
+    Of 16-bit colours Pillow keeps the upper halves, so all that share those count as see-through.
+    """
+    known = image.info.get("transparency")
+    if image.format != "PNG" or known is None or not image.tile:
+        return None
+    kind = image.tile[0][3]
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    if kind in ("L;2", "L;4"):
+        return known * {"L;2": 85, "L;4": 17}[kind]
+    return tuple(value >> 8 for value in known) if kind == "RGB;16B" else None
 
 
 def _upright(image: Image.Image) -> Image.Image:

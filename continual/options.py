@@ -309,6 +309,8 @@ class Losses(Section):
     def check(self) -> None:
         require(not (self.kd and self.auto_kd), "kd, auto_kd", "one weight or the other; set kd: 0 or auto_kd: false")
         require(self.pod_scales != (), "pod_scales", "an empty list")
+        reason = "an empty list; set head_div: 0 for no divergence loss"
+        require(bool(self.head_div_mode) or not self.head_div, "head_div_mode, head_div", reason)
 
 
 @dataclass(frozen=True)
@@ -395,6 +397,7 @@ class Sam(Section):
     look_sam_alpha: float = option(0.7, "LookSAM: weight of SAM's gradient in the steps between", NOT_NEGATIVE)
 
     def check(self) -> None:
+        require(bool(self.sam_mode) or not self.sam_rho, "sam_mode, sam_rho", "an empty list; set sam_rho: 0 for no SAM")
         for key in ("sam_final", "look_sam_k"):
             require(self.sam_rho > 0 or not getattr(self, key), f"{key}, sam_rho", f"{key} needs sam_rho above 0")
         for key in ("sam_first", "sam_second"):
@@ -634,6 +637,8 @@ def _checked(key: str, value: Any, where: str) -> Any:
     except ValueError:
         raise OptionsError(f"{where}: {key}: expects {_in_words(kind)}, not {_shown(value)}") from None
     if key in PATHS:
+        if empty is None and _is_none(value):
+            raise OptionsError(f"{where}: {key}: cannot be none; a folder of that name is ./none")
         result = tuple(_at_home(path, key, where) for path in result) if kind is not str else _at_home(result, key, where)
     for item in result if isinstance(result, tuple) else (result,):
         if rules["choices"] and item not in rules["choices"]:
@@ -650,9 +655,9 @@ def _checked(key: str, value: Any, where: str) -> Any:
 def _empty(key: str) -> Any:
     """What the word none means to an option that is off when it is empty; None for any other."""
     kinds = _kinds(FIELDS[key].type)
-    if NoneType in kinds:
-        return None
-    return () if any(get_origin(kind) is tuple for kind in kinds) else "" if FIELDS[key].default == "" else None
+    if all(get_origin(kind) is tuple for kind in kinds):
+        return ()
+    return "" if FIELDS[key].default == "" else None
 
 
 def _at_home(path: str, key: str, where: str) -> str:

@@ -605,3 +605,66 @@ def test_a_mixed_folder_trains_from_the_command_line(tmp_path):
     Image.new("F", (8, 8)).save(data / "train" / "bee" / "f.tif")
     job = run(argv, tmp_path)
     assert job.codes == [3] and "bee/f.tif has pixels in floating point (mode F)" in job.said()
+
+
+# --------------------------------------------------------------------------------------------- what was once passed over
+
+
+def png(path: Path, bits: int, kind: int, key: bytes, row: bytes, width: int) -> Path:
+    """A PNG of one row, written by hand: Pillow writes no such ones. kind: 0 grey, 2 RGB."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = struct.pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0)
+    parts = [chunk(b"IHDR", head), chunk(b"tRNS", key), chunk(b"IDAT", zlib.compress(b"\0" + row)), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "key", "row", "expected"),
+    [
+        (2, 0, struct.pack(">H", 1), bytes([0b01_10_00_11]), [255, 170, 0, 255]),
+        (4, 0, struct.pack(">H", 2), bytes([0x2F, 0x30]), [255, 255, 51, 0]),
+        (16, 2, struct.pack(">HHH", 40000, 20000, 1000), struct.pack(">6H", 40000, 20000, 1000, 65535, 0, 0), None),
+    ],
+)
+def test_a_see_through_value_is_found_whatever_bits_it_has(bits, kind, key, row, expected, tmp_path):
+    width = len(expected) if expected else 2
+    image = np.asarray(opening.open_rgb(str(png(tmp_path / "x.png", bits, kind, key, row, width)), upright=True))[0]
+    assert image.tolist() == ([[v] * 3 for v in expected] if expected else [[255, 255, 255], [255, 0, 0]])
+
+
+def test_a_tiff_whose_zero_is_white(tmp_path):
+    values = np.array([[0, 40000, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.tif", tiffinfo={262: 0})
+    image = np.asarray(opening.open_rgb(str(tmp_path / "x.tif"), upright=True))[0, :, 0]
+    assert image.tolist() == [255, 255 - 156, 0]
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda *_: (np.zeros((2, 4, 4), np.uint8), np.ma.array([0, 1], mask=[True, False])), "masked entries"),
+        (lambda *_: (np.ma.array(np.zeros((2, 4, 4), np.uint8), mask=True), [0, 1]), "masked entries"),
+        (lambda *_: (torch.zeros(2, 4, 4).to_sparse(), [0, 1]), "does not become an array"),
+        (lambda *_: (torch.zeros(2, 4, 4, device="meta"), [0, 1]), "does not become an array"),
+        (lambda *_: 1 / 0, r"own: the registered function failed at line \d+ of .*test_images.py: ZeroDivisionError"),
+    ],
+)
+def test_what_a_function_gives_instead_is_told_in_one_line(function, told):
+    register("own", function)
+    with pytest.raises(DataError, match=told):
+        read("own")
+    register("own", lambda *_: (np.ma.array(np.zeros((2, 4, 4), np.uint8)), np.ma.array([0, 1])))  # nothing is masked
+    assert len(read("own").train_samples.y) == 2
+
+
+def test_a_message_stays_one_line_whatever_a_file_is_called():
+    for text in ("a\nb.png", "a\x85b", "a\u2028b", "a\x1bb"):
+        message = str(DataError(f"cannot read {text} (index 3)"))
+        assert len(message.splitlines()) == 1 and message.isprintable()
+        assert message.startswith("cannot read a") and message.endswith("b.png (index 3)" if "png" in text else "b (index 3)")
+        wrapped = f"Caught DataError in DataLoader worker process 0.\nTraceback:\n  x\ncontinual.errors.DataError: {message}\n"
+        assert str(DataError(wrapped)) == message

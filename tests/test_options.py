@@ -183,7 +183,7 @@ def off_when_empty():
     for key, f in FIELDS.items():
         if f.default == "":
             yield key, ""
-        elif "tuple" in str(f.type) and "None" not in str(f.type):
+        elif "tuple" in str(f.type) and "|" not in str(f.type):
             yield key, ()
 
 
@@ -558,3 +558,16 @@ def test_the_published_files_drop_finetunings_last_batch(path):
 
 def test_dropping_the_last_batch_needs_the_memorys_order():
     assert "a shuffled order drops it already" in message(["--ft-drop-last"])
+
+
+@pytest.mark.parametrize("key", ["data-path", "log-path", "output-basedir"])
+def test_a_folder_cannot_be_switched_off(key):
+    assert "cannot be none; a folder of that name is ./none" in message([f"--{key}", "none"])
+    assert parse([f"--{key}", "./none"]) is not None
+
+
+def test_none_is_no_size_and_no_phase():
+    assert "increment: expects" in message(["--increment", "none"])
+    assert "sam_mode, sam_rho" in message(["--sam-rho", "1", "--sam-mode", "none"])
+    dytox = ["--dytox", "--class-attention", "--head-div", "0.1"]
+    assert "head_div_mode, head_div" in message([*dytox, "--head-div-mode", "none"])
