@@ -1,14 +1,16 @@
 """One recipe on any number of processes: the same losses, exemplars, metrics and weights."""
 
-import os
-import subprocess
-import sys
+import json
+from datetime import timedelta
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from jobs import ROOT, THREE_TASKS, TIMEOUT, TINY, assert_close, assert_equal, finish, folders, results, run, what_counts
+import torch.distributed as dist
+from jobs import SERVER, THREE_TASKS, TIMEOUT, TINY, assert_close, assert_equal, finish, folders, results, run, what_counts
 
-from continual import distributed
+from continual import distributed, rehearsal
 from continual.errors import LostProcess, OptionsError
 
 # Few exemplars: the more are herded of a class, the more often two images are so nearly as good that rounding decides.
@@ -45,36 +47,30 @@ def test_batch_norm_never_meets_one_image_alone(processes, tmp_path):
     finish([*TINY, *network, *short, *folders(tmp_path)], tmp_path, processes=processes)
 
 
-CHOOSER = """
-import numpy as np, torch
-from continual import distributed, rehearsal
-distributed.start("cpu", timeout=60)
-rank = distributed.rank()
-rows = torch.arange(2 * rank, dtype=torch.float32).view(-1, 2) if rank else torch.empty(0, 0)
-gathered = distributed.gather_rows(rows)
-assert (gathered is None) == (rank > 0)
-assert not gathered or [part.shape[0] for part in gathered] == [0, 1, 2] and gathered[2].tolist() == [[0, 1], [2, 3]]
-calls = []
-def rule(features, k, rng):
-    calls.append(rank)
-    return features[:, 0].argsort()[:k]
-rehearsal.RULES["mine"] = rule
-features, labels = np.random.default_rng(0).normal(size=(6, 2)), np.array([0, 1, 0, 1, 0, 1])
-chosen = distributed.on_main(
-    lambda: rehearsal.choose("mine", None if rank else features, labels, k=2, seed=lambda label: label)
-)
-assert [c.tolist() for c in chosen] == [c.tolist() for c in rehearsal.choose("mine", features, labels, k=2, seed=int)]
-assert calls == ([0, 0, 0, 0] if rank == 0 else [rank, rank])  # the second time everybody chose, for this comparison
-distributed.stop()
-print("chosen")
-"""
+def choose_together(rank: int, store: str, said: str) -> None:
+    """One of three processes: gathers features, and hears which exemplars the main one chose."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3, timeout=timedelta(seconds=60))
+    rows = torch.arange(2 * rank, dtype=torch.float32).view(-1, 2) if rank else torch.empty(0, 0)
+    gathered = distributed.gather_rows(rows)
+    calls = []
+    rehearsal.RULES["mine"] = lambda features, k, rng: calls.append(1) or features[:, 0].argsort()[:k]
+    features, labels = (None if rank else np.array([[3.0], [2.0], [1.0], [9.0]])), np.array([0, 1, 0, 1])
+    chosen = distributed.on_main(lambda: rehearsal.choose("mine", features, labels, k=1, seed=int))
+    distributed.stop()
+    found = [gathered and [part.tolist() for part in gathered], len(calls), [rows.tolist() for rows in chosen]]
+    Path(said).write_text(json.dumps(found))
 
 
 def test_the_main_process_gathers_features_and_chooses_for_all(tmp_path):
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", str(tmp_path / "c.py")]
-    (tmp_path / "c.py").write_text(CHOOSER)
-    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=TIMEOUT)
-    assert done.stdout.count("chosen") == 3, done.stderr[-2000:]
+    files = [tmp_path / str(rank) for rank in range(3)]
+    started = [SERVER.Process(target=choose_together, args=(r, str(tmp_path / "store"), str(f))) for r, f in enumerate(files)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(TIMEOUT)
+    main, *others = [json.loads(file.read_text()) for file in files]
+    assert main == [[[], [[0.0, 1.0]], [[0.0, 1.0], [2.0, 3.0]]], 2, [[2], [1]]]
+    assert others == [[None, 0, [[2], [1]]]] * 2
 
 
 @pytest.fixture(scope="module")
