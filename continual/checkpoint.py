@@ -23,14 +23,13 @@ import torch
 
 from continual import faults
 from continual.errors import CheckpointError
-from continual.files import replacing
+from continual.files import UNREADABLE, replacing
 from continual.options import MAY_DIFFER, Options, flat
 
 Say = Callable[[str], None]
 
 DIGESTS = {"training_digest": "training", "test_digest": "test"}
 OF_THE_DATA = {"classes", "normalisation", *DIGESTS}  # keys of an identity that the first runs did not write down
-UNREADABLE = (ValueError, KeyError, TypeError, OSError, RecursionError)  # what reading a manifest of anyone's can raise
 
 _LOCKS: weakref.WeakSet[IO] = weakref.WeakSet()  # held by this process
 

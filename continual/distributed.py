@@ -189,6 +189,11 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def _wire() -> str:
+    """The device that tensors must be on to travel between processes."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
 def gather_rows(rows: Tensor) -> list[Tensor] | None:
     """The rows (n_r, F) of every process, by rank, on the main process; None on the others.
 
@@ -197,7 +202,7 @@ def gather_rows(rows: Tensor) -> list[Tensor] | None:
     """
     if not dist.is_initialized():
         return [rows]
-    wire = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    wire = _wire()
     shapes: list[Any] = [None] * nb_processes()
     with _collective():
         dist.all_gather_object(shapes, tuple(rows.shape))
@@ -287,8 +292,7 @@ class StopSignal:
         """Whether any process was asked to stop. All processes must call it together, and get the same answer."""
         if not dist.is_initialized():
             return self.requested
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        return bool(sum_over_processes(torch.tensor(float(self.requested), device=device)))
+        return bool(sum_over_processes(torch.tensor(float(self.requested), device=_wire())))
 
 
 def end_workers() -> None:

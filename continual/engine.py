@@ -368,13 +368,13 @@ def extract_features(
     code. key, between: see `one_pass`.
     """
     distributed.share_buffers(model)
-    own = [torch.empty(0, 0)]
+    own = []
     for _, images, _ in one_pass(dataset, batch_size, loading=loading, spread=True, key=key, between=between):
         faults.reach("exemplars")
         with evaluating(model):
             tokens = model(images).tokens
         own.append((tokens[:, -1] if newest_only else tokens.flatten(1)).float().cpu())
-    gathered = distributed.gather_rows(torch.cat(own[1:] or own))
+    gathered = distributed.gather_rows(torch.cat(own) if own else torch.empty(0, 0))
     if gathered is None:
         return None
     features = np.empty((len(dataset), gathered[0].shape[1]), dtype=np.float32)

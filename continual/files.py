@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading a file of anyone's can raise
 SAFE_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_.+-]{0,127}")  # one folder name, nothing that a shell would act on
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from continual import distributed
 from continual.errors import CheckpointError
-from continual.files import absolute, write_json
+from continual.files import UNREADABLE, absolute, write_json
 from continual.options import STORED, Options, dump, replace, resumed
 
 PLACE = "run.json"
 CLASSES = "classes.json"
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading a file of anyone's can raise
 
 
 @dataclass(frozen=True)

@@ -32,19 +32,17 @@ def open_rgb(path: str, *, upright: bool) -> Image.Image:
     # From an open file and not its path, because Pillow then maps no file into memory: what it maps of a TIFF whose
     # orientation says to turn it is garbled (12.3).
     with open(path, "rb") as file, Image.open(file) as image:
-        if _is_wide(image):
-            raise DataError(_refusal(path, image))
-        return as_rgb(image, upright=upright)
+        return as_rgb(image, upright=upright, what=path)
 
 
-def as_rgb(image: Image.Image, *, upright: bool) -> Image.Image:
-    """The image in RGB, by the rule at the head of this file.
+def as_rgb(image: Image.Image, *, upright: bool, what: str = "the image") -> Image.Image:
+    """The image in RGB, by the rule at the head of this file. what: its name in a refusal.
 
     Raises:
         DataError: pixels of 32 bits.
     """
     if _is_wide(image):
-        raise DataError(_refusal("the image", image))
+        raise DataError(_refusal(what, image))
     sixteen, white = image.mode.startswith("I"), _white(image)
     inverted = getattr(image, "tag_v2", {}).get(262) == 0  # PhotometricInterpretation of a TIFF: 0 is white
     key = _key(image)

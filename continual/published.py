@@ -12,6 +12,7 @@ from typing import Any
 
 from continual import folders
 from continual.errors import CheckpointError, OptionsError, Refused
+from continual.files import UNREADABLE
 from continual.options import STORED, Options, parse
 from continual.report import EVALUATIONS, text_table
 
@@ -29,7 +30,7 @@ def accuracies(logs: Path) -> list[float]:
     try:
         records = [json.loads(line) for line in path.read_text().splitlines()]
         found = [float(record["acc"]) for record in records if record["final"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not found:
         raise CheckpointError(f"{logs}: no task has been learned yet")

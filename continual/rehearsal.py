@@ -10,7 +10,6 @@ from continual.errors import OptionsError
 
 def _by_distance(features: np.ndarray) -> np.ndarray:
     """Indices of one class's features (n, D), the closest to their mean first. (n,)"""
-    features = features.astype(np.float64)
     return np.linalg.norm(features - features.mean(axis=0), axis=1).argsort(kind="stable")
 
 
@@ -35,7 +34,6 @@ def icarl(features: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
     Greedy on L2-normalised features: each pick is the one most in line with what the sum of the picks still lacks of the
     class mean. As in iCaRL's released code a pick may come up again: it then counts towards the sum, but takes no place.
     """
-    features = features.astype(np.float64)
     features = features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-8)
     mean = features.mean(axis=0)
     k = min(k, len(features))
@@ -64,7 +62,7 @@ def choose(
     chosen = []
     for label in np.unique(labels).tolist():
         of_class = np.flatnonzero(labels == label)
-        rows = of_class if features is None else features[of_class]
+        rows = of_class if features is None else features[of_class].astype(np.float64)
         chosen.append(of_class[RULES[rule](rows, k, np.random.default_rng(seed(label)))])
     return chosen
 

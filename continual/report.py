@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from . import metrics
 from .errors import Preempted, plain
-from .files import write_json
+from .files import UNREADABLE, write_json
 from .metrics import Scores
 from .tasks import Task
 
@@ -459,7 +459,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         if json.loads((folder / STATUS).read_text(encoding="utf-8"))["status"] != "done":
             return None
         return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except UNREADABLE:
         return None
 
 

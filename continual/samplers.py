@@ -26,8 +26,13 @@ def repeated_augmentation(nb_samples: int, nb_replicas: int, epoch: int) -> np.n
     """
     indices = np.repeat(_permutation(nb_samples, epoch), REPEATS)
     dealt = np.resize(indices, -(-len(indices) // nb_replicas) * nb_replicas).reshape(-1, nb_replicas).T
+    return dealt[:, : _repeated_length(nb_samples, nb_replicas)]
+
+
+def _repeated_length(nb_samples: int, nb_replicas: int) -> int:
+    """Images of one replica in an epoch of repeated augmentation."""
     kept = nb_samples // 256 * 256 if nb_samples >= 256 else nb_samples
-    return dealt[:, : max(1, kept // nb_replicas)]
+    return max(1, kept // nb_replicas)
 
 
 def shuffled(nb_samples: int, nb_replicas: int, epoch: int) -> np.ndarray:
@@ -47,8 +52,7 @@ def released_drop_last(nb_samples: int, nb_replicas: int, batch_size: int) -> bo
     It asks whether a sampler of repeated augmentation would give a replica more images than one batch, whatever sampler the
     epoch really uses. In finetuning, in memory order, what it drops are always the newest exemplars.
     """
-    kept = nb_samples // 256 * 256 if nb_samples >= 256 else nb_samples
-    return kept // nb_replicas > batch_size
+    return _repeated_length(nb_samples, nb_replicas) > batch_size
 
 
 SAMPLERS = {"repeated": repeated_augmentation, "shuffled": shuffled, "sequential": sequential}
