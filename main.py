@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -37,7 +38,7 @@ def main(options: Options, place: folders.Place, device: torch.device, stop: dis
     store = open_store(options, place)
     writes = distributed.is_main() and not options.run.eval
     report = Report(place.logs if writes else None, console=distributed.is_main())
-    with report.watched(), engine.naming_workers(options.data.num_workers):
+    with closing(store), report.watched(), engine.naming_workers(options.data.num_workers):
         exp = prepare(options, place, store, device, stop)
         report.nb_tasks = len(exp.tasks)
         if summary := distributed.on_main(exp.summary_of_finished):

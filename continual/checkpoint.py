@@ -142,7 +142,7 @@ class Store:
         self._saved_at, self._cost = time.monotonic(), 0.0
 
     def lock(self) -> None:
-        """Keep every other process out until this one ends, however it ends; and remove what a killed one left half written.
+        """Keep every other process out until `close`, or the end of this one; and remove what a killed one left half written.
 
         Raises CheckpointError if another process is in, or the folder cannot be written.
         """
@@ -159,6 +159,11 @@ class Store:
             ) from None
         for half_written in self.folder.glob(".*.tmp"):
             half_written.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let other processes in again."""
+        if self._lock is not None:
+            self._lock.close()
 
     def save(
         self,

@@ -280,3 +280,13 @@ def test_an_option_that_came_later_was_at_its_default():
     refuse_another(before, now)
     with pytest.raises(CheckpointError, match="ft_drop_last was False, is True"):
         refuse_another(before, {**now, "ft_drop_last": True})
+
+
+def test_a_store_that_is_closed_lets_others_in(tmp_path):
+    store, other = Store(tmp_path), Store(tmp_path)
+    store.lock()
+    with pytest.raises(CheckpointError, match="another run is writing here"):
+        other.lock()
+    store.close()
+    other.lock()
+    Store(tmp_path / "never locked").close()
