@@ -19,18 +19,21 @@ from functools import partial
 import numpy as np
 import torch
 
-from continual import distributed, engine, faults, folders, models, optim, recipe, rehearsal
+from continual import models, rehearsal
 from continual.baseline import class_means, nearest_mean_scores
+from continual.data.mixing import mixing
+from continual.data.samplers import StepSampler
 from continual.datasets import Samples
 from continual.dytox import Outputs, freeze
-from continual.experiment import Experiment, open_store, prepare
-from continual.launch import launch
-from continual.mixing import mixing
+from continual.jobs import distributed, faults
+from continual.jobs.launch import launch
 from continual.randomness import seed_of, seeded
 from continual.report import Report
-from continual.run import Progress, Run
-from continual.samplers import StepSampler
+from continual.runs import folders
+from continual.runs.experiment import Experiment, open_store, prepare
+from continual.runs.run import Progress, Run
 from continual.tasks import FINETUNING, REMEMBERING, TRAINING, Phase, Task
+from continual.training import engine, optim, recipe
 
 
 def main(options: Options, place: folders.Place, device: torch.device, stop: distributed.StopSignal) -> dict:

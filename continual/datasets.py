@@ -30,14 +30,14 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from torch.utils.data import Dataset
 
-from continual import given
+from continual.data import given
+from continual.data.opening import is_image, may_be_wide, open_rgb, refuse_wide
+from continual.data.scenario import NB_CLASSES, by_name, checked_order, task_sizes
 from continual.errors import DataError, OptionsError, Refused, one_line
 from continual.errors import some as _some
 from continual.files import absolute
-from continual.opening import is_image, may_be_wide, open_rgb, refuse_wide
 from continual.options import MEAN, STD, Range, per_channel
 from continual.randomness import seed_of, seeded
-from continual.scenario import NB_CLASSES, by_name, checked_order, task_sizes
 from continual.tasks import Task
 
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from continual import folders
 from continual.errors import CheckpointError, OptionsError, Refused
 from continual.files import UNREADABLE
 from continual.options import STORED, Options, parse
 from continual.report import EVALUATIONS, text_table
+from continual.runs import folders
 
 PUBLISHED = Path(__file__).parent.parent / "options" / "published.json"
 

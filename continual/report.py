@@ -23,11 +23,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import metrics
-from .errors import Preempted, plain
-from .files import UNREADABLE, write_json
-from .metrics import Scores
-from .tasks import Task
+from continual import metrics
+from continual.errors import Preempted, plain
+from continual.files import UNREADABLE, write_json
+from continual.metrics import Scores
+from continual.tasks import Task
 
 Losses = Mapping[str, float] | Callable[[], Mapping[str, float]]
 

@@ -33,7 +33,7 @@ class Phase:
     batch_size: int  # of one replica
     lr: float  # peak (or constant) learning rate, already scaled to the batch
     scheduled: bool  # follow the schedule of the options, or keep lr constant
-    sampler: str  # "repeated", "shuffled" or "sequential"; see continual/samplers.py
+    sampler: str  # "repeated", "shuffled" or "sequential"; see continual/data/samplers.py
     frozen: tuple[str, ...] = ()  # names of parts; see DyTox.parts
     distil: bool = False  # learn from the teacher
     divergence: bool = False  # train the divergence head

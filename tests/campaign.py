@@ -2,8 +2,8 @@
 
     python tests/campaign.py --kills 25 --processes 1
 
-Every kill is of one of the processes, at a random one of the times that it reaches a random place (continual/faults.py); so a
-resumed run may be killed again. Fails unless every run ends bit by bit like the undisturbed one.
+Every kill is of one of the processes, at a random one of the times that it reaches a random place; so a resumed run may be
+killed again. Fails unless every run ends bit by bit like the undisturbed one.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jobs import THREE_TASKS, assert_same_results, checkpoints, finish, folders, run
 
-from continual.faults import PLACES
+from continual.jobs.faults import PLACES
 
 # How often a place is reached in the run on one process. One of several reaches some of them less often: then it goes on.
 TIMES = {"data": 20, "forward": 40, "backward": 40, "step": 20, "evaluation": 42, "exemplars": 31, "finetuning": 3}

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from continual.checkpoint import Store
 from continual.errors import CheckpointError
+from continual.runs.checkpoint import Store
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE = 1e-5  # what sums in another order may differ by, after some twenty steps; here they do by a hundredth of it
@@ -48,7 +48,7 @@ SERVER = _server()
 
 def _process(argv: list[str], environment: dict[str, str], output: str, most_bytes: int | None) -> None:
     import main
-    from continual.launch import launch
+    from continual.jobs.launch import launch
     from continual.options import parse_or_exit
 
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

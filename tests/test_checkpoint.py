@@ -10,10 +10,10 @@ import sys
 import pytest
 import torch
 
-from continual import checkpoint
-from continual.checkpoint import Store, as_identity, refuse_another
 from continual.errors import CheckpointError
 from continual.options import Options, parse
+from continual.runs import checkpoint
+from continual.runs.checkpoint import Store, as_identity, refuse_another
 
 IDENTITY = {"embed_dim": 8, "class_order": [1, 0]}
 
@@ -232,7 +232,7 @@ def test_disk_full(tmp_path):
     script = f"""
 import resource, sys, torch
 from pathlib import Path
-from continual.checkpoint import Store
+from continual.runs.checkpoint import Store
 from continual.errors import CheckpointError
 store = Store(Path({str(tmp_path)!r}))
 how = dict(identity={{}}, task=0, finished_task=False)

@@ -12,7 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
-from continual import datasets, transforms
+from continual import datasets
+from continual.data import transforms
 from continual.datasets import Images, Samples, checked_order, held_out, load, register, task_sizes
 from continual.errors import DataError, OptionsError
 from continual.tasks import Task

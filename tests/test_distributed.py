@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from jobs import SERVER, THREE_TASKS, TIMEOUT, TINY, assert_close, assert_equal, finish, folders, results, run, what_counts
 
-from continual import distributed, rehearsal
+from continual import rehearsal
 from continual.errors import LostProcess, OptionsError
+from continual.jobs import distributed
 
 # Few exemplars: the more are herded of a class, the more often two images are so nearly as good that rounding decides.
 FOUR = [*THREE_TASKS, "--replicas", "4", "--replicas-at-once", "1", "--memory-size", "20"]

@@ -12,20 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from continual import distributed, engine
 from continual.convit import ConViT
+from continual.data.mixing import mixing
+from continual.data.samplers import MemorySampler, StepSampler
+from continual.data.transforms import test_transform as plain_transform
 from continual.datasets import Images, Samples
 from continual.dytox import Classifier, DyTox, freeze
-from continual.engine import Beside, Loading, evaluating, extract_features, train_one_epoch
 from continual.errors import DataError, LoadingFailed, NonFiniteLoss
+from continual.jobs import distributed
 from continual.losses import Objective, binary_cross_entropy, paper_objective
-from continual.mixing import mixing
-from continual.optim import Sam, trained
 from continual.options import Augmentation
 from continual.randomness import seeded
-from continual.samplers import MemorySampler, StepSampler
 from continual.tasks import Task
-from continual.transforms import test_transform as plain_transform
+from continual.training import engine
+from continual.training.engine import Beside, Loading, evaluating, extract_features, train_one_epoch
+from continual.training.optim import Sam, trained
 
 CPU = Loading(torch.device("cpu"))
 CLASSES = (4, 3)

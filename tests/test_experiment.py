@@ -9,9 +9,10 @@ from jobs import THREE_TASKS, TINY, assert_equal, assert_same_results, checkpoin
 from made_up import write_image_tree
 from torch.distributed import HashStore
 
-from continual import checkpoint, distributed
-from continual import folders as place
+from continual.jobs import distributed
 from continual.options import parse
+from continual.runs import checkpoint
+from continual.runs import folders as place
 
 
 @pytest.fixture(scope="module")

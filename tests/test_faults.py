@@ -29,7 +29,7 @@ from jobs import (
 )
 from torch.distributed import TCPStore
 
-from continual import faults
+from continual.jobs import faults
 
 
 @pytest.fixture(scope="module")

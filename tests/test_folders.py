@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore
 
-from continual import distributed, folders
 from continual.errors import CheckpointError, OptionsError
-from continual.folders import Place, new_place, prepare, prepare_inside, reopen
+from continual.jobs import distributed
 from continual.options import parse, replace
+from continual.runs import folders
+from continual.runs.folders import Place, new_place, prepare, prepare_inside, reopen
 
 
 def made(folder, *more):

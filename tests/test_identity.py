@@ -13,14 +13,16 @@ from jobs import ROOT, TINY, assert_same_results, checkpoints, finish, folders, 
 from made_up import write_cifar10, write_cifar100, write_image_tree, write_python2_pickle
 from PIL import Image
 
-from continual import checkpoint, datasets, identity
-from continual.checkpoint import differences, refuse_another
+from continual import datasets
+from continual.data import identity
+from continual.data.normalisation import normalised
+from continual.data.scenario import joint_by_accident
 from continual.datasets import Samples, checked_order, load, register
 from continual.errors import CheckpointError, DataError, OptionsError
-from continual.normalisation import normalised
 from continual.options import Options, replace
-from continual.scenario import joint_by_accident
-from continual.series import of_series
+from continual.runs import checkpoint
+from continual.runs.checkpoint import differences, refuse_another
+from continual.runs.series import of_series
 
 WORDS = ["ant", "bee", "cat", "dog"]
 

@@ -18,15 +18,16 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 
-from continual import datasets, opening
+from continual import datasets
+from continual.data import opening
 from continual.datasets import Images, Samples, load, register
-from continual.engine import Loading
 from continual.errors import DataError
-from continual.experiment import Experiment
-from continual.folders import Place
 from continual.options import Options
 from continual.rehearsal import Memory
+from continual.runs.experiment import Experiment
+from continual.runs.folders import Place
 from continual.tasks import Task
+from continual.training.engine import Loading
 
 ROOT = Path(datasets.__file__).parent.parent
 GREY = np.arange(12, dtype=np.uint8).reshape(4, 3) * 20  # no two pixels and no two sides alike

@@ -11,8 +11,8 @@ from jobs import ROOT, TINY, checkpoints, folders, logs, run
 from made_up import write_image_tree
 from torch.distributed import HashStore
 
-from continual import distributed, launch
 from continual.errors import CheckpointError, DataError, NonFiniteLoss, OptionsError, Preempted, Refused
+from continual.jobs import distributed, launch
 from continual.options import parse
 
 

@@ -17,9 +17,11 @@ from jobs import assert_close, what_counts
 from made_up import write_cifar100, write_image_tree
 
 import main
-from continual import distributed, launch, recipe, series
 from continual.datasets import IMAGENET100_WNIDS
+from continual.jobs import distributed, launch
 from continual.options import MAY_DIFFER, flat, parse
+from continual.runs import series
+from continual.training import recipe
 
 ROOT = Path(main.__file__).parent
 DIGITS = ("--options", "options/data/digits_2-2.yaml", "options/model/digits_dytox.yaml")

@@ -5,7 +5,7 @@ import torch
 from timm.data import Mixup
 from torch import Tensor
 
-from continual.mixing import Mixing, mixing
+from continual.data.mixing import Mixing, mixing
 from continual.options import Augmentation
 from continual.randomness import seeded
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from continual.convit import ConViT
 from continual.dytox import DyTox, freeze
-from continual.optim import Sam, Schedule, build_optimizer, gradient_norm, scaled_lr, trained
 from continual.options import Optimisation
+from continual.training.optim import Sam, Schedule, build_optimizer, gradient_norm, scaled_lr, trained
 
 
 def dytox() -> DyTox:

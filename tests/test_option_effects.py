@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 
 import main
-from continual import distributed, engine, folders, recipe
-from continual.checkpoint import Store
 from continual.dytox import Outputs
 from continual.errors import OptionsError
+from continual.jobs import distributed
 from continual.metrics import Scores
 from continual.options import FIELDS, Options, flat, replace
 from continual.randomness import seeded
+from continual.runs import folders
+from continual.runs.checkpoint import Store
+from continual.training import engine, recipe
 
 BASE = {
     **{"data_set": "digits", "initial_increment": 4, "increment": 3, "max_task": 2, "num_workers": 0, "no_amp": True},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from continual.samplers import released_drop_last
+from continual.data.samplers import released_drop_last
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

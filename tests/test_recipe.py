@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from continual import recipe
+from continual.data.samplers import StepSampler
 from continual.datasets import Samples
 from continual.dytox import Outputs
-from continual.engine import Loading
 from continual.losses import binary_cross_entropy
 from continual.options import Options, parse
-from continual.recipe import FINETUNING, TRAINING, finetunes, finetuning, sam_rho, training, training_set
 from continual.rehearsal import Memory
-from continual.samplers import StepSampler
 from continual.tasks import Phase, Task
+from continual.training import recipe
+from continual.training.engine import Loading
+from continual.training.recipe import FINETUNING, TRAINING, finetunes, finetuning, sam_rho, training, training_set
 
 TASKS = (Task(0, 0, 4), Task(1, 4, 2), Task(2, 6, 2))
 FINETUNED = ("--finetuning", "balanced")

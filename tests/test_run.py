@@ -12,7 +12,7 @@ from torch import nn
 from continual.errors import CheckpointError
 from continual.rehearsal import Memory
 from continual.report import Report
-from continual.run import Position, Run, load_memory, memory_state
+from continual.runs.run import Position, Run, load_memory, memory_state
 from continual.tasks import Task
 
 

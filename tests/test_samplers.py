@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from stored import table
 
-from continual.samplers import (
+from continual.data.samplers import (
     SAMPLERS,
     MemorySampler,
     StepSampler,

@@ -5,8 +5,8 @@ import signal
 
 from jobs import TINY, checkpoints, finish, folders, run
 
-from continual import series
 from continual.options import parse
+from continual.runs import series
 
 SERIES = [*TINY, "--max-task", "2", "--seeds", "3", "4"]
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from continual import transforms
+from continual.data import transforms
 from continual.datasets import CIFAR_MEAN, CIFAR_STD
 from continual.errors import OptionsError
 from continual.randomness import seeded

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from continual import distributed, series
 from continual.errors import CheckpointError, LostProcess, Refused, plain
+from continual.jobs import distributed
 from continual.options import Options
+from continual.runs import series
 
 JOB = "DYTOX_JOB"  # a folder where train.sh and its processes leave each other word
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from continual.engine import Sums
 from continual.errors import CheckpointError, one_line
-from continual.optim import Sam, Schedule
 from continual.rehearsal import Memory
 from continual.report import Report
 from continual.tasks import TRAINING, Task
+from continual.training.engine import Sums
+from continual.training.optim import Sam, Schedule
 
 
 @dataclass(frozen=True)

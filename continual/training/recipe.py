@@ -7,15 +7,15 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
+from continual.data.samplers import MemorySampler, StepSampler
 from continual.datasets import Benchmark, Images, Samples, load
-from continual.engine import Beside, Loading
 from continual.errors import CheckpointError
 from continual.losses import Objective, binary_cross_entropy, cross_entropy, paper_objective
-from continual.optim import Sam, Schedule, scaled_lr, trained
 from continual.options import Data, Losses, Optimisation, Options, Rehearsal
 from continual.rehearsal import Memory
-from continual.samplers import MemorySampler, StepSampler
 from continual.tasks import FINETUNING, TRAINING, Phase, Task
+from continual.training.engine import Beside, Loading
+from continual.training.optim import Sam, Schedule, scaled_lr, trained
 
 DEBUG_EPOCHS = DEBUG_STEPS = 2
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
-from continual import distributed, folders
-from continual.checkpoint import as_identity, refuse_another
 from continual.errors import CheckpointError, OptionsError
 from continual.files import write_json
-from continual.folders import Place
+from continual.jobs import distributed
 from continual.options import STORED, Options, parse, replace, to_yaml
 from continual.report import read_summary, say, summarise
+from continual.runs import folders
+from continual.runs.checkpoint import as_identity, refuse_another
+from continual.runs.folders import Place
 
 Main = Callable[[Options, Place, torch.device, distributed.StopSignal], dict]
 

@@ -26,10 +26,10 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
-from .errors import CheckpointError, OptionsError, Refused, plain
-from .errors import some as _some
-from .files import SAFE_NAME, replacing
-from .scenario import NB_CLASSES, by_name, checked_order, task_sizes
+from continual.data.scenario import NB_CLASSES, by_name, checked_order, task_sizes
+from continual.errors import CheckpointError, OptionsError, Refused, plain
+from continual.errors import some as _some
+from continual.files import SAFE_NAME, replacing
 
 Range = tuple[str, Callable[[float], bool]]  # in words, and as a test
 

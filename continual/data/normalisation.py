@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from continual import distributed, transforms
+from continual.data import transforms
 from continual.datasets import Benchmark, Images
 from continual.errors import OptionsError
+from continual.jobs import distributed
 from continual.options import AUTO, STD, Data, per_channel
 
 BLOCK = 256  # images that a thread adds up

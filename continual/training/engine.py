@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from continual import distributed, faults
+from continual.data.mixing import Mixing
+from continual.data.samplers import StepSampler
 from continual.dytox import Outputs
 from continual.errors import DataError, LoadingFailed, NonFiniteLoss
+from continual.jobs import distributed, faults
 from continual.losses import Objective
 from continual.metrics import Scores
-from continual.mixing import Mixing
-from continual.optim import Sam, gradient_norm, trained
 from continual.randomness import seed_of
-from continual.samplers import StepSampler
 from continual.tasks import Task
+from continual.training.optim import Sam, gradient_norm, trained
 
 FORK = "fork" if sys.platform == "linux" else None  # at once, and without a server between, which a signal could end
 

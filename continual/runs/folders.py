@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from continual import distributed
 from continual.errors import CheckpointError
 from continual.files import UNREADABLE, absolute, write_json
+from continual.jobs import distributed
 from continual.options import STORED, Options, dump, replace, resumed
 
 PLACE = "run.json"

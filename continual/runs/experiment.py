@@ -9,18 +9,22 @@ from typing import Any
 
 import torch
 
-from continual import distributed, engine, folders, identity, recipe, rehearsal, transforms
-from continual.checkpoint import Store, as_identity, differences, refuse_another
+from continual import rehearsal
+from continual.data import identity, transforms
+from continual.data.normalisation import normalised
+from continual.data.opening import by_ending
+from continual.data.scenario import joint_by_accident
 from continual.datasets import Benchmark, Images, Samples
 from continual.errors import CheckpointError, Preempted, some
-from continual.normalisation import normalised
-from continual.opening import by_ending
+from continual.jobs import distributed
 from continual.options import FIELDS, Options, resumed
 from continual.randomness import seeded
 from continual.report import read_summary
-from continual.run import Run
-from continual.scenario import joint_by_accident
+from continual.runs import folders
+from continual.runs.checkpoint import Store, as_identity, differences, refuse_another
+from continual.runs.run import Run
 from continual.tasks import Task
+from continual.training import engine, recipe
 
 
 @dataclass

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from typing import TypeVar
 
-from continual import distributed
+from continual.jobs import distributed
 
 T = TypeVar("T")
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from continual.data.opening import as_rgb, eight_bits, is_image
 from continual.errors import DataError, one_line
 from continual.files import absolute
-from continual.opening import as_rgb, eight_bits, is_image
 
 _CHANNELS = (1, 2, 3, 4)
 

@@ -21,9 +21,9 @@ from typing import IO, Any
 
 import torch
 
-from continual import faults
 from continual.errors import CheckpointError
 from continual.files import UNREADABLE, replacing
+from continual.jobs import faults
 from continual.options import MAY_DIFFER, Options, flat
 
 Say = Callable[[str], None]
