@@ -3,7 +3,8 @@
 #
 # GPUS: ids such as 0,1 (one process each), cpu (one process), or cpu:N (N processes).
 # Several machines: set NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, as for torchrun.
-# PYTHON: the interpreter. MAIN: a script of your own that registers a data set and then runs main.py (see the README).
+# PYTHON: the interpreter. MAIN: a script of your own that registers a method or a data set and then runs main.py (see the
+# README); it is run once more before, with DYTOX_CHECK=1, and then ends as soon as main.py has read the options.
 # MAX_RESTARTS: how often torchrun may start the job again; it then continues from its newest checkpoint.
 # Ends with the exit code of main.py; SIGTERM is passed on, and makes a run save and stop.
 if [ -z "${BASH_VERSION:-}" ]; then # another shell reads no further than this
@@ -20,19 +21,21 @@ refuse() {
     exit 2
 }
 
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" # for `import continual` in a script in any folder
+command -v "$python" >/dev/null || refuse "PYTHON: there is no interpreter $python"
+[[ -f $main ]] || refuse "MAIN: there is no file $main"
+
 case ${1:-} in
     cpu) processes=1 device=cpu ;;
     cpu:*) processes=${1#cpu:} device=cpu ;;
     [0-9]*) ids=${1%,} && commas=${ids//[!,]/} && processes=$((${#commas} + 1)) device=cuda ;;
-    -h | --help) exec "$python" "$here/main.py" --help ;;
+    -h | --help) exec "$python" "$main" --help ;;
     *) refuse "the first argument is GPU ids (0 or 0,1), cpu or cpu:N, not '${1:-}'" ;;
 esac
 if ! [[ $processes =~ ^[1-9][0-9]*$ ]] || [[ $device == cuda && ! $1 =~ ^[0-9]+(,[0-9]+)*,?$ ]]; then
     refuse "the first argument is GPU ids (0 or 0,1), cpu or cpu:N, not '$1'"
 fi
 shift
-command -v "$python" >/dev/null || refuse "PYTHON: there is no interpreter $python"
-[[ -f $main ]] || refuse "MAIN: there is no file $main"
 for name in NNODES NODE_RANK MASTER_PORT MAX_RESTARTS; do
     [[ ${!name:-0} =~ ^[0-9]{1,9}$ ]] || refuse "$name: expects a whole number, not '${!name}'"
 done
@@ -42,10 +45,9 @@ done
 
 # A wrong option is answered at once, without starting any process.
 for word in "$@"; do
-    if [[ $word == --help || $word == -h ]]; then exec "$python" "$here/main.py" --help; fi
+    if [[ $word == --help || $word == -h ]]; then exec "$python" "$main" --help; fi
 done
-"$python" -c 'import sys; sys.path[0] = sys.argv.pop(1); from continual.options import parse_or_exit; parse_or_exit()' "$here" "$@" ||
-    exit $?
+DYTOX_CHECK=1 "$python" "$main" "$@" >/dev/null || exit $?
 
 [[ $device == cuda ]] && export CUDA_VISIBLE_DEVICES=$ids
 if [[ -z ${OMP_NUM_THREADS:-} ]]; then

@@ -31,6 +31,13 @@ class Register:
             raise OptionsError(f"{self.what} {name!r}: that name is taken by one of this package; choose another")
         self._outside[name] = thing
 
+    def put(self, name: str, thing: Any) -> None:
+        """Put in a thing from outside, whatever signs its name is of; upper and lower case are the same.
+
+        It takes the place of an earlier one, and of one of this package.
+        """
+        self._outside[name.lower()] = thing
+
     def find(self, name: str) -> Any:
         """The thing of that name. Raises OptionsError naming the nearest if there is none."""
         if name in self._outside:
@@ -44,7 +51,7 @@ class Register:
 
     def names(self) -> list[str]:
         """All names, those of this package first."""
-        return [*self._builtin, *self._outside]
+        return list({**self._builtin, **self._outside})
 
     def outside(self) -> dict[str, Any]:
         """What came from outside, by name."""

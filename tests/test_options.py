@@ -10,6 +10,7 @@ import pytest
 from continual import options as module
 from continual.errors import OptionsError
 from continual.options import FIELDS, MAY_DIFFER, PER_CALL, SECTIONS, Options, difference, dump, flat, parse, replace
+from continual.options.values import checked
 
 ROOT = Path(__file__).parent.parent
 DATA, MODEL = ROOT / "options" / "data", ROOT / "options" / "model"
@@ -73,7 +74,7 @@ def test_a_key_belongs_to_one_section_and_has_a_help_text():
         assert f.metadata["help"] or f.metadata["refused"], f.name
         assert "\n" not in f.metadata["help"]
         if f.default is not None:  # a default would pass its own checks
-            assert module._checked(f.name, f.default, "") == f.default
+            assert checked(f, f.default, "") == f.default
     assert set(FIELDS) >= MAY_DIFFER >= PER_CALL
 
 

@@ -59,6 +59,54 @@ def test_from_a_folder_with_the_same_names(tmp_path):
     assert (done.returncode, done.stderr) == (2, "command line: 'embed-dims': no such option; the nearest is embed_dim\n")
 
 
+MINE = """
+import os
+import runpy
+
+import continual  # of this project, from whatever folder
+from continual.registry import METHODS, RULES
+
+RULES.add("newest", None)
+METHODS.add("mine", type("Mine", (), {"settings": {"rehearsal": "newest_all"}}))
+print("registered", bool(os.environ.get("DYTOX_CHECK")))
+runpy.run_path(os.path.join(os.path.dirname(continual.__path__[0]), "main.py"), run_name="__main__")
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mine.py").write_text(MINE)
+    return {"cwd": tmp_path / "elsewhere", "MAIN": str(tmp_path / "mine.py")}
+
+
+def test_what_a_script_registers_is_heard_by_the_check(mine, tmp_path):
+    """The second refusal comes from the processes themselves, so the check had let the method and the rule pass."""
+    done = train_sh("cpu", "--method", "mime", **mine)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("command line: method: there is no method 'mime'; the nearest is mine ")
+    done = train_sh("cpu", "--method", "mime")
+    assert done.returncode == 2 and "the nearest is mine" not in done.stderr
+    argv = ["--method", "mine", "--rehearsal", "newest_token", "--device", "cuda", *folders(tmp_path)]
+    done = train_sh("cpu", *argv, CUDA_VISIBLE_DEVICES="", **mine)
+    assert done.returncode == 2 and "error: device: " in done.stderr
+    assert done.stdout.count("registered False") == 1 and "registered True" not in done.stdout
+
+
+@pytest.mark.parametrize("words", [["--help"], ["cpu", "--lr", "x", "-h"]])
+def test_help_is_that_of_the_script(mine, words):
+    done = train_sh(*words, **mine)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("registered False\n")
+    assert "--rehearsal-modes" in done.stdout and "newest_token, newest_all" in " ".join(done.stdout.split())
+
+
+def test_the_check_keeps_the_path_that_is_set(tmp_path):
+    script = "import os, sys; print(os.environ['PYTHONPATH'], file=sys.stderr); sys.exit(3)"
+    (tmp_path / "path.py").write_text(script)
+    done = train_sh("cpu", MAIN=str(tmp_path / "path.py"), PYTHONPATH="/some:/more")
+    assert (done.returncode, done.stderr) == (3, f"{ROOT}:/some:/more\n")
+
+
 def test_several_processes_without_a_gpu(tmp_path):
     done = train_sh("0,1", *TINY, "--device", "cuda", *folders(tmp_path), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
@@ -67,6 +115,8 @@ def test_several_processes_without_a_gpu(tmp_path):
 
 LATE = """
 import os, pathlib, signal, sys, time
+if os.environ.get("DYTOX_CHECK"):
+    sys.exit(0)
 job = pathlib.Path(os.environ["DYTOX_JOB"])
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 (job / "pid-0").write_text(str(os.getpid()))
