@@ -13,9 +13,10 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
 from continual import datasets
-from continual.data import transforms
+from continual.data import sources, transforms
 from continual.datasets import Images, Samples, checked_order, held_out, load, register, task_sizes
 from continual.errors import DataError, OptionsError
+from continual.registry import DATA_SETS
 from continual.tasks import Task
 
 PLAIN = {"mean": datasets.CIFAR_MEAN, "std": datasets.CIFAR_STD}
@@ -85,6 +86,21 @@ def test_increments_that_do_not_add_up_are_refused(initial: int, increment: int 
     with pytest.raises(OptionsError) as caught:
         task_sizes(100, initial, increment)
     assert told in one_line(caught)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "order"), [((2, 3, 1), [3, 0, 5, 1, 4, 2]), ((6,), [5, 4, 3, 2, 1, 0]), ((1,) * 6, [2, 0, 1, 5, 3, 4])]
+)
+def test_tasks_are_those_of_continuum(sizes: tuple[int, ...], order: list[int]):
+    from continuum import ClassIncremental
+    from continuum.datasets import InMemoryDataset
+
+    y = np.random.RandomState(0).permutation(np.repeat(np.arange(6), 7))
+    cut = datasets._cut(datasets.Split(np.arange(len(y)), y), sizes, order)
+    scenario = ClassIncremental(InMemoryDataset(np.arange(len(y)), y), increment=list(sizes), class_order=order)
+    for ours, theirs in zip(cut, scenario.dataset, strict=True):
+        assert np.array_equal(ours, theirs)
+    assert cut.y.dtype == cut.t.dtype == np.int64
 
 
 def test_class_orders_that_are_no_permutation_are_refused():
@@ -173,7 +189,7 @@ def test_cifar_files_are_read_without_a_network(cifar: str, no_network: None):
 def test_cifar_files_written_by_python_3_are_read(tmp_path, cifar: str, protocol: int):
     for name in ("train", "test"):
         with open(os.path.join(cifar, "cifar-100-python", name), "rb") as file:
-            content = datasets._ArrayUnpickler(file, encoding="latin1").load()
+            content = sources._ArrayUnpickler(file, encoding="latin1").load()
         (tmp_path / "cifar-100-python").mkdir(exist_ok=True)
         (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(content, protocol=protocol))
     assert np.array_equal(read("cifar100", tmp_path).train_samples.x, read("cifar100", cifar).train_samples.x)
@@ -279,7 +295,7 @@ def test_imagenet100_takes_the_classes_of_its_list(tmp_path):
 
 
 def test_imagenet1000_labels_follow_the_sorted_names(tmp_path):
-    names = sorted(datasets.ImageNetInfo("imagenet-1k").label_names())
+    names = sorted(sources.ImageNetInfo("imagenet-1k").label_names())
     write_image_tree(tmp_path, names, 1, 1, 2)
     bench = read("imagenet1000", tmp_path, increment=100)
     assert bench.train_samples.x.tolist() == [f"train/{name}/{name}_0.JPEG" for name in names]
@@ -376,7 +392,7 @@ def test_continuum_paths_that_may_be_cut_are_refused(tmp_path, monkeypatch: pyte
 
 
 def test_own_data_in_three_lines(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(datasets, "_SOURCES", dict(datasets._SOURCES))
+    monkeypatch.setattr(DATA_SETS, "_outside", {})
     grey = np.random.RandomState(0).randint(0, 256, (6, 5, 7), dtype=np.uint8)
     words = ["b", "a", "b", "a", "c", "c"]
     register("Grey", lambda data_path, train: (grey, words))
@@ -397,6 +413,14 @@ def test_own_data_in_three_lines(tmp_path, monkeypatch: pytest.MonkeyPatch):
         read("sizes", increment=2)
 
 
+def test_own_data_may_have_any_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(DATA_SETS, "_outside", {})
+    register("My-Images 2", lambda data_path, train: (np.zeros((2, 4, 4), np.uint8), [0, 1]))
+    assert read("my-images 2").name == "My-Images 2" and list(DATA_SETS.outside()) == ["my-images 2"]
+    with pytest.raises(OptionsError, match="did you mean My-Images 2"):
+        read("my-images")
+
+
 @pytest.mark.parametrize(
     ("x", "y", "told"),
     [
@@ -410,7 +434,7 @@ def test_own_data_in_three_lines(tmp_path, monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_own_data_of_the_wrong_kind_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch, x: object, y: object, told: str):
-    monkeypatch.setattr(datasets, "_SOURCES", dict(datasets._SOURCES))
+    monkeypatch.setattr(DATA_SETS, "_outside", {})
     register("own", lambda data_path, train: (x, y))
     with pytest.raises(DataError, match=told) as caught:
         read("own", tmp_path)
@@ -418,7 +442,7 @@ def test_own_data_of_the_wrong_kind_is_refused(tmp_path, monkeypatch: pytest.Mon
 
 
 def test_test_images_must_be_of_the_training_classes(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(datasets, "_SOURCES", dict(datasets._SOURCES))
+    monkeypatch.setattr(DATA_SETS, "_outside", {})
     x = np.zeros((3, 4, 4), np.uint8)
     register("own", lambda data_path, train: (x, [0, 1, 2] if train else [0, 1, 7]))
     with pytest.raises(DataError, match=r"1 of 3 classes missing \(2\), 1 too many \(7\)"):

@@ -14,12 +14,13 @@ from made_up import write_cifar10, write_cifar100, write_image_tree, write_pytho
 from PIL import Image
 
 from continual import datasets
-from continual.data import identity
+from continual.data import identity, sources
 from continual.data.normalisation import normalised
 from continual.data.scenario import joint_by_accident
 from continual.datasets import Samples, checked_order, load, register
 from continual.errors import CheckpointError, DataError, OptionsError
 from continual.options import Options, replace
+from continual.registry import DATA_SETS
 from continual.runs import checkpoint
 from continual.runs.checkpoint import differences, refuse_another
 from continual.runs.series import of_series
@@ -34,7 +35,7 @@ def read(data_set, data_path=None, **changes):
 
 @pytest.fixture
 def own(monkeypatch):
-    monkeypatch.setattr(datasets, "_SOURCES", dict(datasets._SOURCES))
+    monkeypatch.setattr(DATA_SETS, "_outside", {})
     monkeypatch.setattr(datasets, "NB_CLASSES", dict(datasets.NB_CLASSES))
 
 
@@ -259,17 +260,17 @@ def test_folders_and_own_words_are_names(tmp_path, own):
 def test_continuum_gives_the_names_it_has(tmp_path):
     base = tmp_path / "data"
     x = np.array([f"sets/{name}/images/{index}.png" for name in ("n1", "n0") for index in range(2)])
-    assert datasets._offered_names(base, x, np.array([0, 0, 1, 1])) == ("n1", "n0")
-    assert datasets._offered_names(base, x, np.array([0, 1, 1, 1])) == ()  # no folder of its own
-    assert datasets._offered_names(base, x, np.zeros((4, 2), int)) == ()  # for others to refuse
-    assert datasets._offered_names(base, PIXELS, np.array([0, 1, 2, 3])) == ()
+    assert sources._offered_names(base, x, np.array([0, 0, 1, 1])) == ("n1", "n0")
+    assert sources._offered_names(base, x, np.array([0, 1, 1, 1])) == ()  # no folder of its own
+    assert sources._offered_names(base, x, np.zeros((4, 2), int)) == ()  # for others to refuse
+    assert sources._offered_names(base, PIXELS, np.array([0, 1, 2, 3])) == ()
 
     class Torchvision:
         classes = ("T-shirt/top", "Bag", "Coat")
 
     data = type("Data", (), {"dataset": Torchvision()})()
-    assert datasets._offered_names(data, PIXELS, np.array([0, 2, 2, 1])) == Torchvision.classes
-    assert datasets._offered_names(data, PIXELS, np.array([0, 1, 1, 1])) == ()
+    assert sources._offered_names(data, PIXELS, np.array([0, 2, 2, 1])) == Torchvision.classes
+    assert sources._offered_names(data, PIXELS, np.array([0, 1, 1, 1])) == ()
 
 
 @pytest.mark.parametrize(

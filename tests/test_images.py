@@ -7,7 +7,6 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,13 +18,15 @@ from torch.utils.data import Dataset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 
 from continual import datasets
-from continual.data import opening
+from continual.data import opening, sources
 from continual.datasets import Images, Samples, load, register
 from continual.errors import DataError
-from continual.options import Options
+from continual.options import Options, parse
+from continual.registry import DATA_SETS
 from continual.rehearsal import Memory
-from continual.runs.experiment import Experiment
+from continual.runs.experiment import Experiment, images_of
 from continual.runs.folders import Place
+from continual.runs.greeting import greeting
 from continual.tasks import Task
 from continual.training.engine import Loading
 
@@ -35,7 +36,7 @@ GREY = np.arange(12, dtype=np.uint8).reshape(4, 3) * 20  # no two pixels and no 
 
 @pytest.fixture(autouse=True)
 def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "_SOURCES", dict(datasets._SOURCES))
+    monkeypatch.setattr(DATA_SETS, "_outside", {})
 
 
 def read(data_set: str, data_path: object = None, **changes: object) -> datasets.Benchmark:
@@ -183,18 +184,19 @@ def test_exif_counts_for_folders_and_own_data_but_not_for_imagenet(tmp_path):
     register("open", lambda data_path, train: ([Image.open(tmp_path / f"train/{c}/0.png") for c in ("ant", "bee")], [0, 1]))
 
     def first(bench: datasets.Benchmark) -> np.ndarray:
-        exp = SimpleNamespace(benchmark=bench, plain=lambda image: torch.tensor(np.asarray(image)[..., 0]))
-        return Experiment.images(exp, bench.train(0), augment=False)[0][0].numpy()
+        plain = images_of(parse(["--input-size", "8", "--patch-size", "4"]), bench)(bench.train(0), augment=False)
+        plain.transform = lambda image: torch.tensor(np.asarray(image)[..., 0])
+        return plain[0][0].numpy()
 
     for name in ("folder", "listed", "open"):
         assert np.array_equal(first(read(name, tmp_path)), TURNED[6]), name
-    names = sorted(datasets.ImageNetInfo("imagenet-1k").label_names())[:2]
+    names = sorted(sources.ImageNetInfo("imagenet-1k").label_names())[:2]
     for split in ("train", "val"):
         save_turned(folder(tmp_path / "imagenet", split=split, classes=tuple(names)) / "0.png", 6)
-    source = datasets._SOURCES["imagenet1000"]
-    assert not source.upright and not datasets._SOURCES["imagenet100"].upright
-    small = datasets._Source("two", lambda *how: datasets._imagenet(2, *how), nb_classes=2, upright=source.upright)
-    datasets._SOURCES["two"] = small
+    source = sources.SOURCES["imagenet1000"]
+    assert not source.upright and not sources.SOURCES["imagenet100"].upright
+    small = sources.Source("two", lambda *how: sources._imagenet(2, *how), nb_classes=2, upright=source.upright)
+    DATA_SETS.put("two", small)
     assert np.array_equal(first(read("two", tmp_path / "imagenet")), GREY)
 
 
@@ -302,7 +304,7 @@ def test_what_it_does_not_is_none(name: str):
     assert not opening.is_image(name)
 
 
-def greeting(bench: datasets.Benchmark) -> list[str]:
+def greeting_of(bench: datasets.Benchmark) -> list[str]:
     exp = Experiment(
         options=Options(),
         place=Place(Path(), Path()),
@@ -310,20 +312,20 @@ def greeting(bench: datasets.Benchmark) -> list[str]:
         tasks=bench.tasks,
         replicas=1,
         loading=Loading(torch.device("cpu")),
-        **dict.fromkeys(("store", "stop", "augmented", "plain")),
+        **dict.fromkeys(("method", "store", "stop", "images")),
     )
-    return exp.greeting(Memory(0)).splitlines()
+    return greeting(exp, Memory(0)).splitlines()
 
 
 def test_the_greeting_says_what_is_left_out(tmp_path):
     ant = folder(tmp_path)
     folder(tmp_path, split="test")
-    assert not any("left out" in line for line in greeting(read("folder", tmp_path)))
+    assert not any("left out" in line for line in greeting_of(read("folder", tmp_path)))
     (ant / "a.txt").touch()
-    assert greeting(read("folder", tmp_path))[1] == "1 file left out: 1 .txt"
+    assert greeting_of(read("folder", tmp_path))[1] == "1 file left out: 1 .txt"
     (tmp_path / "test" / "bee" / "b.TXT").touch()
     (tmp_path / "test" / "bee" / "c.mp4").touch()
-    assert greeting(read("folder", tmp_path))[1] == "3 files left out: 2 .txt, 1 .mp4"
+    assert greeting_of(read("folder", tmp_path))[1] == "3 files left out: 2 .txt, 1 .mp4"
 
 
 def test_with_validation_the_test_images_are_not_looked_at(tmp_path):
@@ -577,9 +579,13 @@ def tiny(path: Path) -> list[str]:
 
 
 def test_the_example_of_the_readme_tests_on_other_images_than_it_trains_on(tmp_path):
-    (script,) = re.findall(r"```python\n(import runpy\n.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (script,) = re.findall(
+        r"```python\n(import continual\nimport numpy as np\n\n\ndef stripes.*?)```",
+        (ROOT / "README.md").read_text(),
+        flags=re.DOTALL,
+    )
     spoken: dict = {}
-    exec(script[: script.index("runpy.run_path")], spoken)
+    exec(script[: script.index("continual.main()")], spoken)
     bench = read("stripes", increment=2)
     assert bench.tasks == (Task(0, 0, 2), Task(1, 2, 2))
     train, test = ({image.tobytes() for image in part.x} for part in (bench.train_samples, bench.test_samples))

@@ -6,7 +6,7 @@ from timm.data import Mixup
 from torch import Tensor
 
 from continual.data.mixing import Mixing, mixing
-from continual.options import Augmentation
+from continual.options import AugmentOptions
 from continual.randomness import seeded
 
 NB_CLASSES, SMOOTHING, KEY = 6, 0.1, (0, "train", 3)
@@ -18,7 +18,7 @@ def batch(nb: int) -> tuple[Tensor, Tensor]:
 
 
 def mixed(nb: int, key: tuple = KEY, *, smoothing: float = SMOOTHING, **options: object) -> tuple[Tensor, Tensor]:
-    return Mixing(Augmentation(**options), nb_classes=NB_CLASSES, smoothing=smoothing)(*batch(nb), key)
+    return Mixing(AugmentOptions(**options), nb_classes=NB_CLASSES, smoothing=smoothing)(*batch(nb), key)
 
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
@@ -79,8 +79,8 @@ def test_the_key_decides(nb):
 
 
 def test_options_that_ask_for_nothing_give_nothing():
-    assert mixing(Augmentation(mixup=0.0, cutmix=0.0), nb_classes=2, smoothing=0.0) is None
+    assert mixing(AugmentOptions(mixup=0.0, cutmix=0.0), nb_classes=2, smoothing=0.0) is None
     for options in ({"mixup": 0.8, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}):
-        assert isinstance(mixing(Augmentation(**options), nb_classes=2, smoothing=0.0), Mixing)
-    box = Augmentation(mixup=0.0, cutmix=0.0, cutmix_minmax=(0.2, 0.8))
+        assert isinstance(mixing(AugmentOptions(**options), nb_classes=2, smoothing=0.0), Mixing)
+    box = AugmentOptions(mixup=0.0, cutmix=0.0, cutmix_minmax=(0.2, 0.8))
     assert isinstance(mixing(box, nb_classes=2, smoothing=0.0), Mixing)

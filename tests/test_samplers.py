@@ -73,7 +73,7 @@ def step_sampler(
     sampler: str = "shuffled", *, nb_samples: int = 22, mine: tuple[int, ...] = (0, 1), replicas: int = 2, **options: object
 ) -> StepSampler:
     views = [100 + np.arange(nb_samples)] * replicas
-    return StepSampler(sampler, views, mine=mine, **({"batch_size": 4, "key": (7, "training")} | options))
+    return StepSampler(sampler, views, own_replicas=mine, **({"batch_size": 4, "key": (7, "training")} | options))
 
 
 def indices(batches: list) -> list[list[int]]:
@@ -159,7 +159,7 @@ def test_processes_together_see_what_one_sees(sampler, shares):
 
 def test_a_replica_sees_its_own_view():
     views = [np.array([0, 1, 2, 8]), np.array([0, 1, 2, 9])]
-    batches = StepSampler("sequential", views, mine=(0, 1), batch_size=3, key=())
+    batches = StepSampler("sequential", views, own_replicas=(0, 1), batch_size=3, key=())
     assert indices(list(batches)) == [[0, 1, 2], [0, 1, 2], [8], [9]]
 
 
@@ -181,7 +181,7 @@ def test_exemplars_come_beside_every_batch():
         assert len(set(batch)) == 4 and set(batch) <= set(range(first, first + 9))
     keys = [key for batch in batches for _, key in batch]
     assert len(set(keys)) == len(keys)
-    assert not set(keys) & {key for batch in sampler.beside for _, key in batch}
+    assert not set(keys) & {key for batch in sampler.main for _, key in batch}
     assert len({tuple(batch) for batch in indices(batches)}) > 4
 
 
@@ -192,15 +192,15 @@ def test_a_small_memory_fills_its_batches_all_the_same():
 
 def test_exemplars_resume_and_spread_over_processes():
     sampler = memory_sampler()
-    sampler.beside.set_epoch(2)
+    sampler.main.set_epoch(2)
     whole = list(sampler)
-    sampler.beside.set_epoch(2, first_step=1)
+    sampler.main.set_epoch(2, first_step=1)
     assert list(sampler) == whole[4:] and len(sampler) == 4
     for replica in range(2):
         alone = memory_sampler(mine=(replica,))
-        alone.beside.set_epoch(2)
+        alone.main.set_epoch(2)
         assert list(alone) == [batch for i, batch in enumerate(whole) if i // 2 % 2 == replica]
-    sampler.beside.set_epoch(3)
+    sampler.main.set_epoch(3)
     assert list(sampler) != whole
 
 
@@ -231,11 +231,11 @@ def test_the_released_condition_of_dropping(nb, replicas, batch, drops):
 )
 def test_the_share_of_the_newest_exemplars_that_finetuning_never_sees(memory, replicas, new, share):
     views = [np.arange(memory)] * replicas
-    batches = StepSampler("sequential", views, mine=[0], batch_size=128, key=(), drop_last=True)
+    batches = StepSampler("sequential", views, own_replicas=[0], batch_size=128, key=(), drop_last=True)
     batches.set_epoch(0)
     seen = {index for batch in batches for index, _ in batch}
     assert len(set(range(memory - new, memory)) - seen) / new == share
-    whole = StepSampler("sequential", views, mine=[0], batch_size=128, key=())
+    whole = StepSampler("sequential", views, own_replicas=[0], batch_size=128, key=())
     assert {index for batch in whole for index, _ in batch} == set(range(memory))
 
 
@@ -245,7 +245,7 @@ def test_the_share_of_the_newest_exemplars_that_finetuning_never_sees(memory, re
 def test_no_step_holds_one_image_alone_where_batch_norm_trains(name, replicas, drop_last):
     for nb in range(1, 40):
         for batch_size in (2, 3, 11):
-            settings = {"mine": range(replicas), "batch_size": batch_size, "key": (), "drop_last": drop_last}
+            settings = {"own_replicas": range(replicas), "batch_size": batch_size, "key": (), "drop_last": drop_last}
             sampler = StepSampler(name, [np.arange(nb)] * replicas, no_single=True, **settings)
             plain = StepSampler(name, [np.arange(nb)] * replicas, **settings)
             batches, expected = list(sampler), list(plain)
@@ -256,4 +256,4 @@ def test_no_step_holds_one_image_alone_where_batch_norm_trains(name, replicas, d
                 assert {i for batch in expected for i, _ in batch} <= {i for batch in batches for i, _ in batch}
             if len(batches) > 1:
                 sampler.set_epoch(0, first_step=1)  # as after a resume
-                assert list(sampler) == batches[len(sampler.mine) :]
+                assert list(sampler) == batches[len(sampler.own_replicas) :]

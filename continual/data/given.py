@@ -22,7 +22,7 @@ _CHANNELS = (1, 2, 3, 4)
 def split(name: str, given: Any, root: str | None) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """(x, y, class names) of what a registered function gave: (x, y), or a data set of (image, label) pairs.
 
-    Class names are those of the data set (`classes`), empty where it has none; x and y are as in `datasets.Split`.
+    Class names are those of the data set (`classes`), empty where it has none; x and y are as in `samples.Split`.
 
     Raises:
         DataError: anything else.
@@ -43,7 +43,7 @@ def split(name: str, given: Any, root: str | None) -> tuple[np.ndarray, np.ndarr
 
 
 def images(name: str, x: Any, root: str | None) -> np.ndarray:
-    """Images or paths of any accepted kind, as `datasets.Samples.x` has them.
+    """Images or paths of any accepted kind, as `samples.Samples.x` has them.
 
     x: an array or tensor (n, H, W), (n, H, W, C) or, where the last axis is too long for channels, (n, C, H, W); or a list,
     column or iterator of paths, of Pillow images, or of single such arrays, which may vary in size. Values are uint8; uint16

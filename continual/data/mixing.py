@@ -4,7 +4,7 @@ import torch
 from timm.data import Mixup
 from torch import Tensor
 
-from continual.options import Augmentation
+from continual.options import AugmentOptions
 from continual.randomness import seeded
 
 
@@ -14,7 +14,7 @@ class Mixing:
     An odd batch, which timm refuses, is mixed with its first image as one more, left out again.
     """
 
-    def __init__(self, options: Augmentation, *, nb_classes: int, smoothing: float):
+    def __init__(self, options: AugmentOptions, *, nb_classes: int, smoothing: float):
         self.mixup = Mixup(
             mixup_alpha=options.mixup,
             cutmix_alpha=options.cutmix,
@@ -35,7 +35,7 @@ class Mixing:
         return images[:nb], targets[:nb]
 
 
-def mixing(options: Augmentation, *, nb_classes: int, smoothing: float) -> Mixing | None:
+def mixing(options: AugmentOptions, *, nb_classes: int, smoothing: float) -> Mixing | None:
     """A Mixing if the options ask for mixup or cutmix, else None."""
     if options.mixup > 0 or options.cutmix > 0 or options.cutmix_minmax:
         return Mixing(options, nb_classes=nb_classes, smoothing=smoothing)

@@ -10,12 +10,12 @@ from continual.data import transforms
 from continual.datasets import Benchmark, Images
 from continual.errors import OptionsError
 from continual.jobs import distributed
-from continual.options import AUTO, STD, Data, per_channel
+from continual.options import AUTO, STD, DataOptions, per_channel
 
 BLOCK = 256  # images that a thread adds up
 
 
-def normalised(benchmark: Benchmark, options: Data, *, input_size: int) -> Benchmark:
+def normalised(benchmark: Benchmark, options: DataOptions, *, input_size: int) -> Benchmark:
     """The benchmark with the mean and std of the options, each where it is given; `auto` is measured by one process for all.
 
     Raises:

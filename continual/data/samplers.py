@@ -65,7 +65,7 @@ class StepSampler(Sampler[list[Item]]):
 
     sampler: a name in SAMPLERS.
     views: for each replica of the recipe, the indices of the data set it may see (all views of one length).
-    mine: the replicas that this process carries.
+    own_replicas: the replicas that this process carries.
     key: what the augmentation depends on, besides the epoch, the replica and the position in the epoch.
     most_steps: end an epoch early, for a trial.
     drop_last: drop the last partial batch of a sequential epoch, too, where the released code does (`released_drop_last`).
@@ -81,14 +81,15 @@ class StepSampler(Sampler[list[Item]]):
         sampler: str,
         views: Sequence[np.ndarray],
         *,
-        mine: Sequence[int],
+        own_replicas: Sequence[int],
         batch_size: int,
         key: tuple,
         most_steps: int | None = None,
         drop_last: bool = False,
         no_single: bool = False,
     ):
-        self.sampler, self.views, self.mine, self.batch_size, self.key = sampler, views, list(mine), batch_size, key
+        self.sampler, self.views, self.own_replicas = sampler, views, list(own_replicas)
+        self.batch_size, self.key = batch_size, key
         self.epoch, self.first_step = 0, 0
         nb_samples, nb_replicas = len(views[0]), len(views)
         length = SAMPLERS[sampler](nb_samples, nb_replicas, 0).shape[1]
@@ -113,7 +114,7 @@ class StepSampler(Sampler[list[Item]]):
         self.epoch, self.first_step = epoch, first_step
 
     def __len__(self) -> int:
-        return (self.nb_steps - self.first_step) * len(self.mine)
+        return (self.nb_steps - self.first_step) * len(self.own_replicas)
 
     def __iter__(self) -> Iterator[list[Item]]:
         order = SAMPLERS[self.sampler](len(self.views[0]), len(self.views), self.epoch)
@@ -121,7 +122,7 @@ class StepSampler(Sampler[list[Item]]):
             order = np.concatenate([order, np.roll(order, -1, axis=0)], axis=1)
         for step in range(self.first_step, self.nb_steps):
             positions = range(self.bounds[step], self.bounds[step + 1])
-            for replica in self.mine:
+            for replica in self.own_replicas:
                 yield [(int(self.views[replica][order[replica, i]]), (*self.key, self.epoch, replica, i)) for i in positions]
 
 
@@ -129,21 +130,21 @@ class MemorySampler(Sampler[list[Item]]):
     """Batches of exemplars beside those of a StepSampler: for each step and replica, `nb_draws` batches.
 
     Each is drawn without replacement (if there are enough exemplars) from the replica's memory, by the step's key alone.
-    views: for each replica, the indices of its exemplars.
+    views: for each replica, the indices of its exemplars. name: of these draws, which tells them from others of the same step.
     """
 
-    def __init__(self, beside: StepSampler, views: Sequence[np.ndarray], *, nb_draws: int):
-        self.beside, self.views, self.nb_draws = beside, views, nb_draws
+    def __init__(self, main: StepSampler, views: Sequence[np.ndarray], *, nb_draws: int, name: str = "memory"):
+        self.main, self.views, self.nb_draws, self.name = main, views, nb_draws, name
 
     def __len__(self) -> int:
-        return len(self.beside) * self.nb_draws
+        return len(self.main) * self.nb_draws
 
     def __iter__(self) -> Iterator[list[Item]]:
-        main = self.beside
+        main = self.main
         for step in range(main.first_step, main.nb_steps):
-            for replica in main.mine:
+            for replica in main.own_replicas:
                 for draw in range(self.nb_draws):
-                    key = (*main.key, "memory", main.epoch, replica, step, draw)
+                    key = (*main.key, self.name, main.epoch, replica, step, draw)
                     view = self.views[replica]
                     rng = np.random.default_rng(seed_of(*key))
                     chosen = rng.choice(view, size=main.batch_size, replace=len(view) < main.batch_size)
