@@ -1,38 +1,25 @@
+"""What stays of a run on disk."""
+
 import json
+import os
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
+from evaluations import evaluate, run_of, scores
 
-from continual import report as report_module
-from continual.errors import DataError, Preempted
-from continual.metrics import Scores
-from continual.report import Report, duration, matrix_table, summarise, summary_text, text_table
+from continual.errors import DataError, OptionsError, Preempted
+from continual.registry import METRICS
+from continual.runs.record import KEYS, LOSS, Report
+from continual.seeing.tables import summarise
 from continual.tasks import Task
 
-IMAGES = Path(__file__).parent.parent / "images"
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
 
 
-def scores(*accuracies: float, known: float = 0.9, nb: int = 100) -> Scores:
-    top1 = [round(nb * share) for share in accuracies]
-    tasks = len(top1)
-    return Scores([nb] * tasks, top1, [nb] * tasks, [round(nb * known)] * tasks, [0.5 * nb] * tasks)
-
-
-def evaluate(report: Report, index: int, *accuracies: float, final: bool = True, epoch: int = 3, **losses: float) -> dict:
-    return report.evaluation(
-        scores(*accuracies),
-        task=Task(index, 10 * index, 10),
-        epoch=epoch,
-        phase="training",
-        final=final,
-        lr=5e-4,
-        train_losses=losses or {"clf": 0.25, "kd": 0.125, "total": 0.375},
-        nb_parameters=1000 + index,
-        nb_exemplars=200,
-    )
+# Evaluations
 
 
 def test_distances_between_task_tokens_end_the_table_and_the_line(tmp_path, capsys):
@@ -55,24 +42,6 @@ def test_distances_between_task_tokens_end_the_table_and_the_line(tmp_path, caps
     (tmp_path / "none").mkdir()
     evaluate(Report(tmp_path / "none", nb_tasks=1, console=False), 0, 0.5)
     assert "token" not in (tmp_path / "none" / "evaluations.jsonl").read_text()
-
-
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Time that passes only when told to."""
-
-    class Clock:
-        now = 0.0
-
-    monkeypatch.setattr(report_module, "monotonic", lambda: Clock.now)
-    return Clock
-
-
-# Evaluations
 
 
 def test_an_evaluation_is_one_line_of_the_published_names_in_percent(tmp_path):
@@ -145,8 +114,8 @@ def test_processes_without_a_folder_keep_the_same_figures_in_silence(tmp_path, m
         evaluate(report, 1, 0.5, 0.7)
         report.say("a word")
         report.status("running")
-        with report.epoch("phase", epoch=0, nb_epochs=1, nb_steps=1) as progress:
-            progress.step(1, lambda: pytest.fail("nobody looks at these losses"))
+        with report.epoch("phase", epoch=0, nb_epochs=1, nb_steps=1) as bar:
+            bar.step(1, lambda: pytest.fail("nobody looks at these losses"))
     assert main.state_dict() == other.state_dict()
     finished = [report.finish(nb_parameters=1, nb_exemplars=1, seconds=1.0) for report in (main, other)]
     assert finished[0] == finished[1]
@@ -174,6 +143,90 @@ def test_what_is_printed_after_a_task(capsys):
         "task known       90.00                         90.00        0.00               0.00\n"
         "\n"
     )
+
+
+# Metrics from outside
+
+
+@pytest.fixture
+def outside(monkeypatch):
+    """Metrics that are forgotten after the test."""
+    monkeypatch.setattr(METRICS, "_outside", {})
+    return METRICS
+
+
+def test_a_metric_from_outside_stands_beside_the_figures(outside, tmp_path, capsys):
+    seen = []
+
+    def least(matrix):
+        seen.append([list(row) for row in matrix])
+        matrix.clear()  # it is given a matrix of its own
+        return min(seen[-1][-1]) / 3
+
+    outside.add("least", least)
+    report = Report(tmp_path, nb_tasks=2, console=True)
+    evaluate(report, 0, 0.9)
+    capsys.readouterr()
+    record = evaluate(report, 1, 0.5, 0.7)
+    assert seen[2:] == [[[0.9], [0.5, 0.7]], [[0.9], [0.9, 0.9]]]
+    assert (record["least"], record["least_known"]) == (0.1667, 0.3)
+    assert lines(tmp_path)[-1] == record
+    assert list(record)[11:15] == ["bwt_known", "least", "least_known", "acc_per_task"]
+    head, _, unknown, known = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert head.endswith("  backward transfer   least")
+    assert unknown.endswith("  0.1667") and known.endswith("  0.3")
+    summary = report.finish(nb_parameters=1, nb_exemplars=1, seconds=1.0)
+    assert (summary["least"], summary["least_known"]) == (0.1667, 0.3)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_a_series_tells_the_metrics_that_every_run_has(outside):
+    before = run_of(2)
+    outside.add("best", lambda matrix: 1000 * max(map(max, matrix)))
+    runs = [run_of(2, shift=shift) for shift in (0.0, 0.2)]
+    text, series = summarise(runs)
+    assert series["best"]["values"] == [900.0, 700.0]
+    assert series["best"]["mean"] == 800.0 and series["best"]["std"] == pytest.approx(141.4214)
+    assert [line.split() for line in text.splitlines() if line.startswith("best")] == [
+        ["best", "800", "±", "141.4", "900", "±", "0"]
+    ]
+    assert "best" not in summarise([before, *runs])[1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        (lambda matrix: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda matrix: float("nan"), "nan is no finite number"),
+        (lambda matrix: "0.5", "'0.5' is no finite number"),
+        (lambda matrix: 10**400, "OverflowError: int too large to convert to float"),
+        (lambda matrix: None, "TypeError: "),
+        (7, "TypeError: 'int' object is not callable"),
+    ],
+)
+def test_a_metric_that_fails_is_one_line(outside, tmp_path, metric, told):
+    outside.add("odd", metric)
+    report = Report(tmp_path, nb_tasks=1, console=False)
+    with pytest.raises(OptionsError, match=f"^metric odd: it failed: {re.escape(told)}"):
+        evaluate(report, 0, 0.5)
+    assert not report.begun
+
+
+@pytest.mark.parametrize("names", [["acc"], ["accs"], ["matrix_known"], ["loss_clf"], ["runs"], ["mine", "mine_known"]])
+def test_a_metric_takes_no_name_of_the_record(outside, names):
+    for name in names:
+        outside.add(name, lambda matrix: 0.0)
+    with pytest.raises(OptionsError, match=f"^metric {names[0]}: the record has something else by the name {names[-1]}"):
+        Report(None, nb_tasks=1, console=False)
+
+
+def test_the_names_of_the_record_are_known(tmp_path):
+    report = Report(None, nb_tasks=1, console=False)
+    rest = {"epoch": 0, "phase": "training", "final": True, "lr": 1.0, "nb_parameters": 1, "nb_exemplars": 0}
+    record = report.evaluation(scores(0.5), task=Task(0, 0, 10), token_distances=[], train_losses={"total": 1.0}, **rest)
+    summary = report.finish(nb_parameters=1, nb_exemplars=1, seconds=1.0)
+    assert {*record, *summary, *summarise([summary])[1], "runs"} == KEYS
+    assert all(name in KEYS or name.startswith(LOSS) for name in evaluate(Report(None, console=False), 0, 0.5))
 
 
 # Resuming
@@ -292,7 +345,7 @@ def test_a_disk_that_refuses_the_status_hides_nothing(tmp_path, monkeypatch, cap
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     report.status("failed", exit_code=1, message="disk full")
     assert "No space left" in capsys.readouterr().out
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
@@ -317,156 +370,3 @@ def test_summary_holds_matrix_and_figures(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "after task 2  50.0  70.0\n" in printed
     assert "parameters 10,730,000, exemplars kept 2,000, time 1:02:03\n" in printed
-
-
-def run_of(nb_tasks: int, *, shift: float = 0.0) -> dict:
-    report = Report(None, nb_tasks=nb_tasks, console=False)
-    for i in range(nb_tasks):
-        evaluate(report, i, *(0.9 - shift - 0.5 * (i - j) / nb_tasks for j in range(i + 1)))
-    return report.finish(nb_parameters=11, nb_exemplars=22, seconds=33.0)
-
-
-@pytest.mark.parametrize("nb_tasks", [1, 2, 10, 11, 50])
-def test_tables_stay_within_a_hundred_columns(nb_tasks):
-    text = summary_text(run_of(nb_tasks))
-    assert max(map(len, text.splitlines())) <= 100
-    assert len(text.splitlines()) < 70
-    assert ("summary.json" in text) == (nb_tasks > 10)
-
-
-def test_long_matrices_show_diagonal_and_last_row():
-    matrix = [[10.0 * i + j / 10 for j in range(i + 1)] for i in range(12)]
-    assert matrix_table(matrix).split("\n\n")[1].splitlines() == [
-        "task             11     12",
-        "--------------------------",
-        "when learned  101.0  111.1",
-        "at the end    111.0  111.1",
-    ]
-
-
-def test_text_table_aligns():
-    assert text_table(["", "a", "long"], [["x", "1", "2"], ["yy", "33"]]) == "     a  long\n------------\nx    1     2\nyy  33"
-
-
-def test_series_gives_mean_and_sample_deviation():
-    text, series = summarise([run_of(3), run_of(3, shift=0.1), run_of(3, shift=0.2)])
-    assert series["nb_runs"] == 3
-    assert series["acc"]["std"] == pytest.approx(10.0)
-    assert series["acc"]["mean"] == pytest.approx(series["acc"]["values"][1])
-    assert f"{series['acc']['mean']:.2f} ± 10.00" in text
-    assert "over 3 runs" in text
-
-
-def test_one_run_has_no_deviation():
-    text, series = summarise([run_of(2)])
-    assert series["acc"]["std"] is None
-    assert "±" not in text
-    with pytest.raises(ValueError, match="no run"):
-        summarise([])
-
-
-# Progress
-
-
-def train(report, clock, *, nb_epochs, seconds, nb_steps=10, calls=None, title="task 2/5 training"):
-    def losses():
-        if calls is not None:
-            calls.append(clock.now)
-        return {"clf": 0.12341, "kd": 0.0456, "total": 0.168}
-
-    for epoch in range(nb_epochs):
-        with report.epoch(title, epoch=epoch, nb_epochs=nb_epochs, nb_steps=nb_steps) as progress:
-            for _ in range(nb_steps):
-                clock.now += seconds / nb_steps
-                progress.step(128, losses)
-
-
-def test_one_plain_line_per_epoch(clock, capsys):
-    train(Report(None, nb_tasks=5, console=True), clock, nb_epochs=3, seconds=20.0)
-    assert capsys.readouterr().out.splitlines() == [
-        "task 2/5 training epoch 1/3  clf 0.1234 kd 0.0456 total 0.168  64 img/s  left 0:00:40",
-        "task 2/5 training epoch 2/3  clf 0.1234 kd 0.0456 total 0.168  64 img/s  left 0:00:20",
-        "task 2/5 training epoch 3/3  clf 0.1234 kd 0.0456 total 0.168  64 img/s",
-    ]
-
-
-@pytest.mark.parametrize(("nb_epochs", "seconds"), [(40, 0.5), (500, 5.0), (101, 0.1)])
-def test_short_or_many_epochs_share_about_ten_lines(clock, capsys, nb_epochs, seconds):
-    train(Report(None, nb_tasks=5, console=True), clock, nb_epochs=nb_epochs, seconds=seconds)
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) <= 11
-    assert f"epoch {nb_epochs}/{nb_epochs}" in printed[-1]
-
-
-def test_ten_silent_minutes_end_with_a_line(clock, capsys):
-    train(Report(None, nb_tasks=5, console=True), clock, nb_epochs=200, seconds=700.0)
-    assert len(capsys.readouterr().out.splitlines()) == 200
-
-
-def test_losses_are_asked_for_only_when_shown(clock, capsys):
-    calls = []
-    train(Report(None, nb_tasks=5, console=True), clock, nb_epochs=2, seconds=5.0, nb_steps=1000, calls=calls)
-    assert len(calls) == 2
-
-
-def test_time_left_of_a_resumed_epoch_counts_what_was_done_here(clock, capsys):
-    report = Report(None, nb_tasks=5, console=True)
-    with report.epoch("phase", epoch=1, nb_epochs=3, nb_steps=10, first_step=8) as progress:
-        for _ in range(2):
-            clock.now += 1.0
-            progress.step(4, {"total": 1.0})
-    assert capsys.readouterr().out == "phase epoch 2/3  total 1  4 img/s  left 0:00:10\n"
-
-
-def test_an_epoch_resumed_at_its_end_says_so_without_numbers(clock, capsys):
-    report = Report(None, nb_tasks=5, console=True)
-    with report.epoch("phase", epoch=0, nb_epochs=1, nb_steps=10, first_step=10):
-        pass
-    assert capsys.readouterr().out == "phase epoch 1/1\n"
-
-
-def test_an_epoch_that_fails_is_not_told_as_done(clock, capsys):
-    report = Report(None, nb_tasks=5, console=True)
-    with pytest.raises(RuntimeError), report.epoch("phase", epoch=0, nb_epochs=1, nb_steps=10) as progress:
-        progress.step(1, {"total": 1.0})
-        raise RuntimeError
-    assert capsys.readouterr().out == ""
-
-
-def test_a_terminal_gets_a_bar(clock, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    calls = []
-    train(Report(None, nb_tasks=5, console=True), clock, nb_epochs=1, seconds=20.0, nb_steps=1000, calls=calls)
-    output = capsys.readouterr()
-    assert len(output.out.splitlines()) == 1
-    assert "task 2/5 training epoch 1/1 |" in output.err
-    assert "kd 0.0456" in output.err
-    assert 50 <= len(calls) <= 70  # 20 seconds, a refresh every 0.3
-
-
-def test_a_narrow_terminal_encoding_does_not_stop_a_run(monkeypatch, tmp_path):
-    with open(tmp_path / "out", "w", encoding="ascii") as narrow:
-        monkeypatch.setattr(sys, "stdout", narrow)
-        Report(None, nb_tasks=1, console=True).say("60.0 ± 1.0")
-    assert (tmp_path / "out").read_text() == "60.0 ? 1.0\n"
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (90061, "1 d 1:01:01")])
-def test_duration(seconds, text):
-    assert duration(seconds) == text
-
-
-# Pictures
-
-
-def test_forgetting_is_drawn_from_summaries(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    paths = []
-    for run, shift in enumerate((0.0, 0.05)):
-        paths.append(tmp_path / f"{run}.json")
-        paths[-1].write_text(json.dumps(run_of(3, shift=shift)))
-    both, first = f"DyTox={paths[0]},{paths[1]}", f"Without memory={paths[0]}"
-    out = tmp_path / "forgetting.png"
-    monkeypatch.setattr(sys, "argv", ["draw_forgetting.py", "--out", str(out), both, first])
-    runpy.run_path(str(IMAGES / "draw_forgetting.py"), run_name="__main__")
-    assert out.read_bytes().startswith(b"\x89PNG")
