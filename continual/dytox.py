@@ -6,7 +6,7 @@ Letters:  B batch   N patches   D embed_dim   H heads   T tasks seen   C^t class
 import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -159,15 +159,17 @@ class DyTox(nn.Module):
 def freeze(model: nn.Module, names: tuple[str, ...], *, eval_mode: bool = False) -> None:
     """Unfreeze everything, then freeze the named parts. With `eval_mode`, frozen modules also leave train mode.
 
-    Without it DropPath stays active in frozen parts, as in the released code. Raises KeyError on an unknown name.
+    Without it DropPath stays active in frozen parts, as in the released code; their batch norms always keep their statistics.
+    Raises KeyError on an unknown name.
     """
     model.requires_grad_(True)
     model.train()
     parts = model.parts()
     for part in (part for name in names for part in parts[name]):
         part.requires_grad_(False)
-        if eval_mode and isinstance(part, nn.Module):
-            part.eval()
+        for module in part.modules() if isinstance(part, nn.Module) else ():
+            if eval_mode or isinstance(module, nn.modules.batchnorm._NormBase):
+                module.training = False
 
 
 # Names of released checkpoints, and of this package.
@@ -200,63 +202,18 @@ def from_released(
     Raises ValueError naming what cannot be inferred or does not fit.
     """
     state = rename_released(state_dict)
-
-    def count(pattern: str) -> int:
-        return len({m.group(1) for name in state if (m := re.match(pattern, name))})
-
-    try:
-        dim, _, patch_size, _ = state["encoder.patch_embed.proj.weight"].shape
-        grid = int(state["encoder.pos_embed"].shape[1] ** 0.5)
-        num_heads = state["encoder.sabs.0.attn.gating_param"].shape[0]
-        nb_sabs, nb_tabs = count(r"encoder\.sabs\.(\d+)\."), count(r"tabs\.(\d+)\.")
-        nb_tasks, nb_heads = count(r"task_tokens\.(\d+)"), count(r"heads\.(\d+)\.")
-        sizes = [state[f"heads.{t}.head.weight"].shape for t in range(nb_heads)]
-    except KeyError as missing:
-        raise ValueError(f"not the weights of a DyTox model: {missing} is missing") from None
-    if not nb_tasks or not nb_heads:
-        raise ValueError(f"not the weights of a DyTox model: {nb_tasks} task tokens and {nb_heads} classifiers")
-    outputs = [rows for rows, _ in sizes]
-    newest = state["head_div.head.weight"].shape[0] - 1 if "head_div.head.weight" in state else None
-
-    if ind_clf is None:
-        if nb_heads < nb_tasks:
-            ind_clf = ""
-        else:
-            reads_all = sizes[-1][1] == dim * nb_tasks and nb_tasks > 1
-            growing = nb_tasks > 1 and all(a < b for a, b in pairwise(outputs))
-            predicts_all = growing and newest != outputs[-1]
-            ind_clf = f"{'n' if reads_all else '1'}-{'n' if predicts_all else '1'}"
-    if nb_classes is None:
-        if ind_clf.endswith("-1"):
-            nb_classes = outputs
-        elif ind_clf.endswith("-n"):
-            nb_classes = [now - before for before, now in zip([0, *outputs], outputs, strict=False)]
-        elif nb_tasks == 1:
-            nb_classes = outputs
-        elif nb_tasks == 2 and newest is not None:
-            nb_classes = [outputs[0] - newest, newest]
-        else:
-            raise ValueError(f"one classifier for {nb_tasks} tasks: nb_classes, the classes of each task, must be given")
-
+    sizes, encoder = _read_off(state)
+    ind_clf = _classifier_kind(sizes) if ind_clf is None else ind_clf
+    nb_classes = _classes_of_tasks(sizes, ind_clf) if nb_classes is None else nb_classes
     if min(nb_classes, default=0) < 1:
         raise ValueError(f"weights do not fit a {ind_clf or 'single'} classifier: tasks of {nb_classes} classes")
-
-    norm = "scale" if "encoder.sabs.0.norm1.g" in state else "layer"
-    encoder = ConViT(
-        input_size=grid * patch_size,
-        patch_size=patch_size,
-        embed_dim=dim,
-        num_heads=num_heads,
-        drop_path_rates=[0.0] * nb_sabs,
-        norm=norm,
-    )
     model = DyTox(
-        encoder,
-        num_heads=num_heads,
-        drop_path_rates=[0.0] * nb_tabs,
-        norm=norm,
+        ConViT(**encoder, drop_path_rates=[0.0] * sizes.nb_sabs),
+        num_heads=encoder["num_heads"],
+        drop_path_rates=[0.0] * sizes.nb_tabs,
+        norm=encoder["norm"],
         ind_clf=ind_clf,
-        head_div=newest is not None,
+        head_div=sizes.newest is not None,
     )
     for nb_new in nb_classes:
         model.add_task(nb_new)
@@ -265,3 +222,63 @@ def from_released(
     except RuntimeError as error:
         raise ValueError(f"weights do not fit a {ind_clf or 'single'} classifier of {nb_classes}: {error}") from None
     return model
+
+
+class _Sizes(NamedTuple):
+    """What the shapes of the weights tell."""
+
+    dim: int
+    nb_sabs: int
+    nb_tabs: int
+    nb_tasks: int
+    heads: list[tuple[int, int]]  # (classes, inputs) of each classifier
+    newest: int | None  # classes of the newest task, by the divergence head
+
+    @property
+    def outputs(self) -> list[int]:
+        return [rows for rows, _ in self.heads]
+
+
+def _read_off(state: Mapping[str, Tensor]) -> tuple[_Sizes, dict[str, Any]]:
+    """Sizes, and the arguments of the encoder. Raises ValueError if the weights are of another kind of model."""
+
+    def count(pattern: str) -> int:
+        return len({m.group(1) for name in state if (m := re.match(pattern, name))})
+
+    try:
+        dim, _, patch_size, _ = state["encoder.patch_embed.proj.weight"].shape
+        grid = int(state["encoder.pos_embed"].shape[1] ** 0.5)
+        num_heads = state["encoder.sabs.0.attn.gating_param"].shape[0]
+        heads = [tuple(state[f"heads.{t}.head.weight"].shape) for t in range(count(r"heads\.(\d+)\."))]
+    except KeyError as missing:
+        raise ValueError(f"not the weights of a DyTox model: {missing} is missing") from None
+    nb_tasks = count(r"task_tokens\.(\d+)")
+    if not nb_tasks or not heads:
+        raise ValueError(f"not the weights of a DyTox model: {nb_tasks} task tokens and {len(heads)} classifiers")
+    newest = state["head_div.head.weight"].shape[0] - 1 if "head_div.head.weight" in state else None
+    sizes = _Sizes(dim, count(r"encoder\.sabs\.(\d+)\."), count(r"tabs\.(\d+)\."), nb_tasks, heads, newest)
+    encoder = {"input_size": grid * patch_size, "patch_size": patch_size, "embed_dim": dim, "num_heads": num_heads}
+    return sizes, {**encoder, "norm": "scale" if "encoder.sabs.0.norm1.g" in state else "layer"}
+
+
+def _classifier_kind(sizes: _Sizes) -> str:
+    """`ind_clf` as the shapes tell it."""
+    if len(sizes.heads) < sizes.nb_tasks:
+        return ""
+    several = sizes.nb_tasks > 1
+    reads_all = several and sizes.heads[-1][1] == sizes.dim * sizes.nb_tasks
+    growing = several and all(a < b for a, b in pairwise(sizes.outputs))
+    predicts_all = growing and sizes.newest != sizes.outputs[-1]
+    return f"{'n' if reads_all else '1'}-{'n' if predicts_all else '1'}"
+
+
+def _classes_of_tasks(sizes: _Sizes, ind_clf: str) -> list[int]:
+    """The classes of each task as the shapes tell them. Raises ValueError where they do not."""
+    outputs = sizes.outputs
+    if ind_clf.endswith("-1") or (ind_clf == "" and sizes.nb_tasks == 1):
+        return outputs
+    if ind_clf.endswith("-n"):
+        return [now - before for before, now in zip([0, *outputs], outputs, strict=False)]
+    if sizes.nb_tasks == 2 and sizes.newest is not None:
+        return [outputs[0] - sizes.newest, sizes.newest]
+    raise ValueError(f"one classifier for {sizes.nb_tasks} tasks: nb_classes, the classes of each task, must be given")

@@ -41,6 +41,11 @@ def distillation(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
     return tau**2 * F.kl_div(student, teacher, reduction="none", log_target=True).mean()
 
 
+def soft_cross_entropy(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
+    """-sum_k p_k(teacher / tau) log p_k(student / tau), mean over B (Hinton et al., 2015; BiC, equation 2). Both (B, C_old)."""
+    return -(F.softmax(teacher / tau, dim=1) * F.log_softmax(student / tau, dim=1)).sum(1).mean()
+
+
 def divergence_targets(targets: Tensor, nb_old: int) -> Tensor:
     """Targets of the divergence head: 0 for any old class, 1 + j for the j-th new one.
 
@@ -83,31 +88,42 @@ def pod(student: list[Tensor], teacher: list[Tensor], scales: list[int]) -> Tens
     return torch.stack(distances).mean()
 
 
+class HeldOut(NamedTuple):
+    """A batch of images that no phase trains on otherwise."""
+
+    outputs: Outputs  # of the model
+    targets: Tensor  # (B,) labels
+
+
 class Seen(NamedTuple):
     """What a loss may look at, of one batch."""
 
     outputs: Outputs  # of the model
     targets: Tensor  # (B,) labels or (B, C_all) soft
-    maps: list[Tensor] | None  # (B, N, D) of the encoder's layers but the last; None unless some loss needs "maps"
-    taught: Outputs | None  # of the teacher, without gradient; None unless some loss needs "teacher"
-    taught_maps: list[Tensor] | None  # of the teacher; None unless some loss needs both
+    maps: list[Tensor] | None = None  # (B, N, D) of the encoder's layers but the last; None unless some loss needs "maps"
+    taught: Outputs | None = None  # of the teacher, without gradient; None unless some loss needs "teacher"
+    taught_maps: list[Tensor] | None = None  # of the teacher; None unless some loss needs both
+    held_out: HeldOut | None = None  # None unless some loss needs "held_out"
+
+
+NEEDS = frozenset({"teacher", "maps", "held_out"})
 
 
 @dataclass(frozen=True)
 class Term:
     """One loss of a phase, weight included, and what it needs to be computed.
 
-    loss: Seen -> a scalar, or None where it does not apply. needs: "teacher", the model at the end of the previous task, and
-        "maps", the feature maps of the encoder. A term that needs the teacher is left out where there is none: in the first
-        task. Raises ValueError on another need.
+    loss: Seen -> a scalar, or None where it does not apply. needs: "teacher", the model at the end of the previous task;
+        "maps", the feature maps of the encoder; "held_out", a batch of the images held out of training (`Method.held_out`).
+        A term whose teacher or held-out images do not exist is left out: in the first task. Raises ValueError on another need.
     """
 
     loss: Callable[[Seen], Tensor | None]
     needs: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if unknown := set(self.needs) - {"teacher", "maps"}:
-            raise ValueError(f"a loss can need teacher and maps, not {', '.join(sorted(unknown))}")
+        if unknown := set(self.needs) - NEEDS:
+            raise ValueError(f"a loss can need {', '.join(sorted(NEEDS))}, not {', '.join(sorted(unknown))}")
 
 
 def paper_terms(
@@ -159,33 +175,40 @@ class Objective:
     """All losses of one phase: called on a batch, returns them by name, with their sum as "total".
 
     model: what is trained; images -> Outputs. teacher: the model at the end of the previous task, frozen and in eval mode, or
-    None. It is asked only if some term needs it, and so are the maps.
+    None. It is asked only if some term needs it, and so are the maps. held_out: whether there are images held out of training.
     """
 
-    def __init__(self, model: Callable, terms: Mapping[str, Term], *, teacher: nn.Module | None = None):
+    def __init__(
+        self, model: nn.Module, terms: Mapping[str, Term], *, teacher: nn.Module | None = None, held_out: bool = False
+    ):
+        absent = {need for need, there in {"teacher": teacher is not None, "held_out": held_out}.items() if not there}
         self.model = model
-        self.terms = {name: term for name, term in terms.items() if teacher is not None or "teacher" not in term.needs}
-        needs = [term.needs for term in self.terms.values()]
-        self.maps = any("maps" in each for each in needs)
-        self.teacher = teacher if any("teacher" in each for each in needs) else None
+        self.terms = {name: term for name, term in terms.items() if not absent & term.needs}
+        needs = frozenset().union(*(term.needs for term in self.terms.values()))
+        self.maps, self.held_out = "maps" in needs, "held_out" in needs
+        self.teacher = teacher if "teacher" in needs else None
 
-    def __call__(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """images (B, 3, S, S), targets (B,) labels or (B, C_all) soft -> the losses that apply, and total."""
+    def __call__(self, images: Tensor, targets: Tensor, held_out: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+        """images (B, 3, S, S), targets (B,) labels or (B, C_all) soft; held_out: images and labels, where some term needs them.
+
+        Returns the losses that apply, and total.
+        """
         outputs, maps = self._ask(self.model, images)
         with torch.no_grad():
             taught, taught_maps = self._ask(self.teacher, images) if self.teacher is not None else (None, None)
-        seen = Seen(outputs, targets, maps, taught, taught_maps)
+        held = HeldOut(self.model(held_out[0]), held_out[1]) if self.held_out else None
+        seen = Seen(outputs, targets, maps, taught, taught_maps, held)
         losses = {name: term.loss(seen) for name, term in self.terms.items()}
         losses = {name: loss for name, loss in losses.items() if loss is not None}
         losses["total"] = sum(losses.values())
         return losses
 
-    def _ask(self, model: Callable, images: Tensor) -> tuple[Outputs, list[Tensor] | None]:
+    def _ask(self, model: nn.Module, images: Tensor) -> tuple[Outputs, list[Tensor] | None]:
         return model(images, maps=True) if self.maps else (model(images), None)
 
 
 def paper_objective(
-    model: Callable, criterion: Criterion, *, task: Task, teacher: nn.Module | None = None, **settings: Any
+    model: nn.Module, criterion: Criterion, *, task: Task, teacher: nn.Module | None = None, **settings: Any
 ) -> Objective:
     """The Objective of `paper_terms`, which takes `settings`. Without a teacher there is nothing to distil."""
     if teacher is None:

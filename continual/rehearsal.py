@@ -2,10 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
 
-from continual.errors import OptionsError
+from continual.data.samples import Samples
+from continual.errors import CheckpointError, OptionsError
+from continual.registry import RULES
+from continual.tasks import Task
 
 
 def _by_distance(features: np.ndarray) -> np.ndarray:
@@ -49,22 +54,28 @@ def icarl(features: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
     return np.array(chosen[:k], dtype=int)
 
 
-RULES = {"random": random, "closest": closest, "furthest": furthest, "icarl": icarl}
-
-
 def choose(
     rule: str, features: np.ndarray | None, labels: np.ndarray, *, k: int, seed: Callable[[int], int]
 ) -> list[np.ndarray]:
     """At most k exemplars of every class, classes in order of their labels, as rows of `features` and `labels`.
 
-    features: (n, F), None for "random". labels: (n,). seed: label -> the seed of what is drawn for that class.
+    rule: a name in `registry.RULES`. features: (n, F), None for "random". labels: (n,). seed: label -> the seed of what is
+    drawn for that class. Raises OptionsError if a rule from outside does not give indices of its class.
     """
+    pick = RULES.find(rule)
     chosen = []
     for label in np.unique(labels).tolist():
         of_class = np.flatnonzero(labels == label)
         rows = of_class if features is None else features[of_class].astype(np.float64)
-        chosen.append(of_class[RULES[rule](rows, k, np.random.default_rng(seed(label)))])
+        chosen.append(of_class[_checked(rule, pick(rows, k, np.random.default_rng(seed(label))), len(of_class))[:k]])
     return chosen
+
+
+def _checked(rule: str, picks: np.ndarray, nb: int) -> np.ndarray:
+    picks = np.asarray(picks)
+    if picks.ndim != 1 or picks.dtype.kind not in "iu" or (len(picks) and not 0 <= picks.min() <= picks.max() < nb):
+        raise OptionsError(f"selection rule {rule}: gives no indices of the {nb} images of a class")
+    return picks
 
 
 def in_turn(choices: list[np.ndarray]) -> np.ndarray:
@@ -94,6 +105,17 @@ class Memory:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def samples(self) -> Samples:
+        """The exemplars as any other samples. Raises ValueError while there are none."""
+        if self.x is None:
+            raise ValueError("the memory is empty")
+        return Samples(self.x, self.y, self.t)
+
+    def knows(self, task: Task) -> bool:
+        """Whether it has exemplars of the classes of a task already."""
+        return bool((self.y >= task.nb_old).any())
 
     def quota(self, nb_seen: int) -> int:
         """Exemplars of one class in one replica's memory, once `nb_seen` classes are known."""
@@ -131,3 +153,35 @@ class Memory:
     def _keep(self, indices: np.ndarray) -> None:
         self.x = None if self.x is None else self.x[indices]
         self.y, self.t, self.replica = self.y[indices], self.t[indices], self.replica[indices]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Exemplars as tensors, or as paths below the data folder, valid wherever the data lies."""
+        x = self.x
+        if x is not None:
+            x = (
+                x.tolist()
+                if x.dtype.kind == "U"
+                else [torch.from_numpy(each) for each in x]
+                if x.dtype == object
+                else torch.from_numpy(x)
+            )
+        return {"x": x, **{name: torch.from_numpy(getattr(self, name)) for name in ("y", "t", "replica")}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave. Raises CheckpointError if that is kept apart for more or fewer replicas."""
+        replicas = sorted(set(state["replica"].tolist()))
+        if replicas and replicas != list(range(self.nb_replicas)):
+            raise CheckpointError(
+                f"its memories are those of {len(replicas)} replica(s); the options ask for {self.nb_replicas}"
+            )
+        x = state["x"]
+        if isinstance(x, torch.Tensor):
+            x = x.numpy()
+        elif x and isinstance(x[0], torch.Tensor):
+            images, x = x, np.empty(len(x), dtype=object)
+            x[:] = [image.numpy() for image in images]
+        elif x is not None:
+            x = np.array(x, dtype=str)
+        self.x = x
+        for name in ("y", "t", "replica"):
+            setattr(self, name, state[name].numpy())

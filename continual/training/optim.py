@@ -1,14 +1,13 @@
-"""How weights move: learning rates, optimizer and schedule (timm's), and sharpness-aware minimisation (DyTox++)."""
+"""How weights move: learning rates, optimizer and schedule, which are timm's."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from torch import Tensor, nn
+from torch import nn
 
-from continual.options import Optimisation
+from continual.options import OptimOptions
 
 
 def scaled_lr(lr: float, batch_size: int, replicas: int) -> float:
@@ -20,7 +19,7 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def build_optimizer(model: nn.Module, options: Optimisation, lr: float) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, options: OptimOptions, lr: float) -> torch.optim.Optimizer:
     """timm's optimizer `opt` on what is not frozen; weight decay on tensors of two or more dimensions only."""
     parameters = trained(model)
     groups = [
@@ -54,7 +53,7 @@ class Schedule:
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        options: Optimisation,
+        options: OptimOptions,
         *,
         epochs: int,
         warmup_lr: float,
@@ -66,6 +65,7 @@ class Schedule:
             num_epochs=epochs,
             decay_epochs=options.decay_epochs,
             decay_rate=options.decay_rate,
+            decay_milestones=options.decay_milestones,
             patience_epochs=options.patience_epochs,
             min_lr=options.min_lr,
             warmup_lr=warmup_lr,
@@ -96,78 +96,3 @@ class Schedule:
         if self.plateau:
             self.scheduler.lr_scheduler.load_state_dict(state["counters"])
             self.scheduler.restore_lr = state["restore_lr"]
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter], *, adaptive: bool = False) -> Tensor:
-    """Euclidean norm of the gradient of all parameters together; adaptive: of |p| * g."""
-    gradients = [p.grad * p.detach().abs() if adaptive else p.grad for p in parameters if p.grad is not None]
-    return nn.utils.get_total_norm(gradients)
-
-
-class Sam:
-    """Sharpness-aware minimisation on the gradients that lie in `p.grad` (DyTox++).
-
-    SAM (Foret et al., ICLR 2021): move by rho * g / |g|, take the gradient there, come back, and step along it.
-    Adaptive SAM (Kwon et al., ICML 2021): move by p^2 * g * rho / | |p| g |. Norms are over all trained parameters.
-    LookSAM (Liu et al., CVPR 2022): the second gradient only every `look_every` steps; in between add
-        look_alpha * |g| / |g_v| * g_v, where g_v is the part of the last SAM gradient orthogonal to g. 0 = plain SAM.
-    """
-
-    def __init__(
-        self,
-        parameters: list[nn.Parameter],
-        *,
-        rho: float,
-        adaptive: bool = False,
-        look_every: int = 0,
-        look_alpha: float = 0.7,
-    ):
-        self.parameters, self.rho, self.adaptive = parameters, rho, adaptive
-        self.look_every, self.look_alpha = look_every, look_alpha
-        self.nb_steps = 0
-        self.orthogonal: list[Tensor] = []  # g_v, one per parameter
-        self._before: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # parameter, value, gradient
-
-    def looks(self) -> bool:
-        """Whether this step takes the second gradient."""
-        return not self.look_every or self.nb_steps % self.look_every == 0
-
-    @torch.no_grad()
-    def perturb(self) -> None:
-        """Climb to the perturbed point, and forget the gradient."""
-        moved = [p for p in self.parameters if p.grad is not None]
-        scale = self.rho / (gradient_norm(moved, adaptive=self.adaptive) + 1e-12)
-        self._before = [(p, p.detach().clone(), p.grad.clone()) for p in moved]
-        for p in moved:
-            p.add_((p**2 if self.adaptive else 1.0) * p.grad * scale)
-            p.grad = None
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Come back, keeping the gradient of the perturbed point."""
-        for p, value, _ in self._before:
-            p.copy_(value)
-        if self.look_every:
-            first = torch.cat([g.flatten() for _, _, g in self._before])
-            second = torch.cat([p.grad.flatten() for p, _, _ in self._before])
-            along = (first @ second) / (first @ first + 1e-12)
-            self.orthogonal = [p.grad - along * g for p, _, g in self._before]
-        self._before = []
-        self.nb_steps += 1
-
-    @torch.no_grad()
-    def reuse(self) -> None:
-        """A step of LookSAM without the second gradient: add what the last one taught."""
-        moved = [p for p in self.parameters if p.grad is not None]
-        length = nn.utils.get_total_norm(self.orthogonal)
-        scale = self.look_alpha * gradient_norm(moved) / (length + 1e-12)
-        for p, g in zip(moved, self.orthogonal, strict=True):
-            p.grad.add_(scale * g)
-        self.nb_steps += 1
-
-    def state_dict(self) -> dict:
-        return {"nb_steps": self.nb_steps, "orthogonal": self.orthogonal}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.nb_steps = state["nb_steps"]
-        self.orthogonal = [g.to(p.device) for g, p in zip(state["orthogonal"], self.parameters, strict=False)]

@@ -1,8 +1,4 @@
-"""Encoders: the paper's, and any model of timm in its place.
-
-An encoder has an attribute `embed_dim` (D) and turns images (B, 3, S, S) into a list of feature maps (B, N, D), one per block;
-the last is what the task tokens or the classifier read. The maps before it, which POD compares, may have other N and D.
-"""
+"""Any model of timm as an encoder: the feature maps of its stages, the last one projected to tokens."""
 
 import difflib
 
@@ -11,9 +7,7 @@ import torch
 from timm.layers import Format
 from torch import Tensor, nn
 
-from continual.convit import ConViT
 from continual.errors import DataError, OptionsError
-from continual.options import Model
 
 
 class TimmEncoder(nn.Module):
@@ -76,27 +70,3 @@ def _features_of(name: str, *, input_size: int, drop_path: float, pretrained: bo
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def build_encoder(options: Model, drop_path_rates: list[float]) -> nn.Module:
-    """The encoder that the options name. drop_path_rates: of its blocks (convit, vit)."""
-    if options.model.startswith("timm:"):
-        return TimmEncoder(
-            options.model.removeprefix("timm:"),
-            input_size=options.input_size,
-            embed_dim=options.embed_dim,
-            drop=options.drop,
-            drop_path=options.drop_path,
-            pretrained=options.pretrained,
-        )
-    return ConViT(
-        input_size=options.input_size,
-        patch_size=options.patch_size,
-        embed_dim=options.embed_dim,
-        num_heads=options.num_heads,
-        drop_path_rates=drop_path_rates,
-        drop=options.drop,
-        norm=options.norm,
-        locality_strength=options.locality_strength,
-        gated=options.model == "convit",
-    )
