@@ -1,5 +1,6 @@
 """Runs of main.py as jobs of one or several processes, forked from a server that has imported everything once."""
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -24,6 +25,8 @@ ROOT = Path(__file__).parent.parent
 TOLERANCE = 1e-5  # what sums in another order may differ by, after some twenty steps; here they do by a hundredth of it
 TIMEOUT = 240.0  # seconds; generous, for it decides nothing but when a test that hangs gives up
 
+OUTSIDE = "DYTOX_OUTSIDE"  # the variable that names a script, whose things every process of a job registers
+
 # Two tasks, training and finetuning, every loss, two replicas: a dozen steps, about a second.
 TINY = [
     *("--options", str(ROOT / "options/data/digits_2-2.yaml"), str(ROOT / "options/model/digits_dytox.yaml")),
@@ -47,8 +50,9 @@ SERVER = _server()
 
 
 def _process(argv: list[str], environment: dict[str, str], output: str, most_bytes: int | None) -> None:
+    import faults
+
     import main
-    from continual.jobs.launch import launch
     from continual.options import parse_or_exit
 
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -60,7 +64,12 @@ def _process(argv: list[str], environment: dict[str, str], output: str, most_byt
     multiprocessing.current_process()._config["daemon"] = False  # it may have workers of its own
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-    sys.exit(launch(main.main, parse_or_exit(argv)))
+    faults.install()
+    if os.environ.get(OUTSIDE):
+        spec = importlib.util.spec_from_file_location("outside", os.environ[OUTSIDE])
+        sys.modules["outside"] = importlib.util.module_from_spec(spec)  # as a script's classes are found in __main__
+        spec.loader.exec_module(sys.modules["outside"])
+    sys.exit(main.main(parse_or_exit(argv)))
 
 
 class Job:

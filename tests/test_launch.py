@@ -11,23 +11,25 @@ from jobs import ROOT, TINY, checkpoints, folders, logs, run
 from made_up import write_image_tree
 from torch.distributed import HashStore
 
+import main
 from continual.errors import CheckpointError, DataError, NonFiniteLoss, OptionsError, Preempted, Refused
-from continual.jobs import distributed, launch
+from continual.jobs import distributed, launch, watch
 from continual.options import parse
 
 
 @pytest.fixture(autouse=True)
 def no_signals(monkeypatch):
-    monkeypatch.setattr(distributed.StopSignal, "__init__", lambda self: None)
+    monkeypatch.setattr(watch.StopSignal, "__init__", lambda self: None)
 
 
 def launched(monkeypatch, tmp_path, error):
-    def main(options, place, device, stop):
+    def train(part, here):
         if error is not None:
             raise error
 
+    monkeypatch.setattr(main, "train", train)
     options = parse(["--log-path", str(tmp_path / "l"), "--output-basedir", str(tmp_path / "c"), "--device", "cpu"])
-    return launch.launch(main, options)
+    return main.main(options)
 
 
 @pytest.mark.parametrize(

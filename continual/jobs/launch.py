@@ -5,49 +5,72 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from continual.errors import CheckpointError, LostProcess, Refused, plain
-from continual.jobs import distributed
+from continual.jobs import distributed, watch
 from continual.options import Options
-from continual.runs import series
 
 JOB = "DYTOX_JOB"  # a folder where train.sh and its processes leave each other word
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def launch(main: Callable, options: Options) -> int:
-    """Run `main`, or a series of it, as one of however many processes there are. Returns the exit code."""
-    stop = distributed.StopSignal()
-    try:
+class Job:
+    """What every process does around its work: on entering it hears signals; what fails inside is one line and an exit code.
+
+    with Job() as job:
+        device = job.join(options)
+        ...
+    sys.exit(job.exit_code)
+    """
+
+    def __init__(self) -> None:
+        self.exit_code, self.ended_before = 0, False
+
+    def __enter__(self) -> "Job":
+        self.stop = watch.StopSignal()
+        return self
+
+    def join(self, options: Options) -> torch.device:
+        """Find the other processes, if there are any; returns this one's device. Raises OptionsError and LostProcess.
+
+        `ended_before` says whether an earlier start of the job ended on purpose, and would only end so again.
+        """
         if os.environ.get(JOB):
-            greet_train_sh(stop)
+            greet_train_sh(self.stop)
         device = distributed.start(options.run.device, timeout=options.run.process_timeout)
-        ended_before = distributed.kept("exit code")
-        if ended_before is None:
-            series.run_all(main, options, device, stop)
-        distributed.stop()
-    except Refused as refused:
-        return _leave(refused.exit_code, f"error: {refused}")
-    except LostProcess as lost:
-        return _leave(1, None, lost=str(lost))
-    except KeyboardInterrupt:
-        return _leave(130, "interrupted")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would fail again
-        return _leave(1, "error: nobody reads the output any more")
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            return _leave(CheckpointError.exit_code, f"error: could not write {error.filename or 'a file'}: {error.strerror}")
-        return _leave(1, traceback.format_exc())
-    except Exception:
-        return _leave(1, traceback.format_exc())
-    return _for_torchrun(int(ended_before or 0))  # what ended on purpose would only end so again
+        if (code := distributed.kept("exit code")) is not None:
+            self.ended_before, self.exit_code = True, int(code)
+        return device
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        try:
+            if error is not None:
+                raise error
+            distributed.stop()
+            self.exit_code = _for_torchrun(self.exit_code)
+        except Refused as refused:
+            self.exit_code = _leave(refused.exit_code, f"error: {refused}")
+        except LostProcess as lost:
+            self.exit_code = _leave(1, None, lost=str(lost))
+        except KeyboardInterrupt:
+            self.exit_code = _leave(130, "interrupted")
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush would fail again
+            self.exit_code = _leave(1, "error: nobody reads the output any more")
+        except OSError as failed:
+            full = f"error: could not write {failed.filename or 'a file'}: {failed.strerror}"
+            known = failed.errno in DISK_FULL
+            self.exit_code = _leave(CheckpointError.exit_code, full) if known else _leave(1, traceback.format_exc())
+        except Exception:
+            self.exit_code = _leave(1, traceback.format_exc())
+        return True
 
 
-def greet_train_sh(stop: distributed.StopSignal) -> None:
+def greet_train_sh(stop: watch.StopSignal) -> None:
     """Tell it that SIGTERM is heard from here on, and hear whether it was asked to stop before."""
     job = Path(os.environ[JOB])
     (job / f"pid-{os.environ.get('LOCAL_RANK', '0')}").write_text(f"{os.getpid()}\n")
@@ -58,7 +81,7 @@ def _leave(code: int, text: str | None, *, lost: str = "") -> int:
     """Say why, unless another process does; leave the exit code for train.sh; end this process whatever the others do."""
     sys.last_value = sys.exc_info()[1]  # kept to the end: a loader that began by half would complain of being deleted
     alone = distributed.nb_processes() == 1
-    text = distributed.words_to_say(None if text is None else plain(text), plain(lost))
+    text = watch.words_to_say(None if text is None else plain(text), plain(lost))
     if code != 1:
         distributed.keep("exit code", str(code))
     if text is not None:
@@ -70,7 +93,7 @@ def _leave(code: int, text: str | None, *, lost: str = "") -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler of a DataLoader would call its workers' end an error
-    distributed.end_workers()
+    watch.end_workers()
     if not alone:
         os._exit(_for_torchrun(code))  # taking the group down could wait for processes that hang
     return _for_torchrun(code)

@@ -23,8 +23,7 @@ import torch
 
 from continual.errors import CheckpointError
 from continual.files import UNREADABLE, replacing
-from continual.jobs import faults
-from continual.options import MAY_DIFFER, Options, flat
+from continual.options import MAY_DIFFER, Options, flat, method_of
 
 Say = Callable[[str], None]
 
@@ -46,13 +45,7 @@ os.register_at_fork(after_in_child=_let_go)
 def _write(path: Path, content: bytes) -> None:
     """Replace a file. Raises OSError, and then leaves no half file."""
     with replacing(path) as file:
-        half = len(content) // 2
-        file.write(content[:half])
-        file.flush()
-        faults.reach("writing")
-        file.write(content[half:])
-        file.flush()
-        faults.reach("rename")
+        file.write(content)
 
 
 def _as_text(manifest: dict[str, Any]) -> str:
@@ -67,8 +60,9 @@ def _seal(manifest: dict[str, Any]) -> str:
 
 
 def as_identity(options: Options) -> dict[str, Any]:
-    """The options that make an experiment what it is, as JSON gives them back."""
-    return json.loads(json.dumps({key: value for key, value in flat(options).items() if key not in MAY_DIFFER}))
+    """The options that make an experiment what it is, as JSON gives them back; `method` by its name in any case."""
+    identity = {key: value for key, value in flat(options).items() if key not in MAY_DIFFER}
+    return json.loads(json.dumps({**identity, "method": options.method}))
 
 
 def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -82,7 +76,10 @@ def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _was(stored: dict[str, Any], key: str) -> Any:
-    return stored[key] if key in stored else as_identity(Options()).get(key)
+    """What a key was when the identity was stored; a run begun before methods had names tells its own by other options."""
+    if key in stored:
+        return stored[key]
+    return {"method": method_of(stored), "registered": []}.get(key, as_identity(Options()).get(key))
 
 
 def refuse_another(stored: dict[str, Any], now: dict[str, Any], *, anyway: bool = False) -> None:
@@ -183,9 +180,7 @@ class Store:
         Raises CheckpointError if it cannot be written; the older ones are then untouched.
         """
         begun = time.monotonic()
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        payload = buffer.getvalue()
+        payload = _as_bytes(state)
         known = [] if self.untouched() else self.folder.glob("[0-9]*-*")
         serial = 1 + max(map(_serial, known), default=0)
         manifest = {
@@ -203,7 +198,6 @@ class Store:
         path = self.folder / f"{serial:06d}-{name}.pt"
         try:
             _write(path, payload)
-            faults.reach("manifest")
             _write(self._manifest_path(path), _as_text(manifest).encode())
             _write(self.folder / self.NEWEST, path.name.encode())
         except OSError as error:
@@ -317,7 +311,6 @@ class Store:
             for each in stored:
                 if each.serial not in kept:
                     self._manifest_path(each.path).unlink()
-                    faults.reach("cleaning")
                     each.path.unlink()
             for path in self.folder.glob("[0-9]*-*"):  # halves of pairs that an interruption left
                 if not path.with_suffix({".pt": ".json", ".json": ".pt"}.get(path.suffix, path.suffix)).exists():
@@ -326,6 +319,12 @@ class Store:
     @staticmethod
     def _manifest_path(path: Path) -> Path:
         return path.with_suffix(".json")
+
+
+def _as_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def _serial(path: Path) -> int:

@@ -1,26 +1,31 @@
 """What changes while training: the Run. Its `state_dict` is the checkpoint, and what it leaves out is derived."""
 
 import copy
+import re
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from continual.errors import CheckpointError, one_line
+from continual.errors import CheckpointError, OptionsError, one_line
+from continual.methods import Method
 from continual.rehearsal import Memory
-from continual.report import Report
-from continual.tasks import TRAINING, Task
-from continual.training.engine import Sums
-from continual.training.optim import Sam, Schedule
+from continual.runs.record import Report
+from continual.tasks import TRAINING, Phase, Step, Task
+from continual.training.trainer import Trainer
+
+EVALUATING = "evaluating"  # the stage of a task whose steps are done
+STEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes part of a checkpoint's name
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has come: the next update is step `step` of epoch `epoch` of this stage of this task."""
+    """How far a run has come: the next update is step `step` of epoch `epoch` of this stage of this task.
+
+    stage: the name of one of the method's steps; any other says that all of them are done.
+    """
 
     task: int = 0
     stage: str = TRAINING
@@ -28,81 +33,75 @@ class Position:
     step: int = 0
 
     def __str__(self) -> str:
-        return f"task-{self.task + 1}-{self.stage}-epoch-{self.epoch + 1}-step-{self.step}"
-
-
-@dataclass
-class Progress:
-    """What one phase of training remembers from step to step."""
-
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule | None
-    sam: Sam | None
-    sums: Sums = field(default_factory=Sums)
-
-    def restart_sums(self) -> Sums:
-        """Forget the losses of the epoch that ended."""
-        self.sums = Sums()
-        return self.sums
-
-    def state_dict(self) -> dict[str, Any]:
-        parts = {"optimizer": self.optimizer, "schedule": self.schedule, "sam": self.sam, "sums": self.sums}
-        return {name: part.state_dict() for name, part in parts.items() if part is not None}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in state.items():
-            getattr(self, name).load_state_dict(part)
+        return f"task-{self.task + 1}-{self.stage.replace(' ', '-')}-epoch-{self.epoch + 1}-step-{self.step}"
 
 
 class Run:
-    """One experiment on one class order: model, memory, report, teacher, position, and the phase under way.
+    """One experiment on one class order: method, model, teacher, memory, report, position, and the phase under way.
 
-    build: makes a model without tasks; told `weights=False`, one whose weights will be loaded. The model is for the caller to
-    make, or to load. Random states are not kept: every draw has a key (see continual/randomness.py).
+    The model is for the caller to make, or to load. Random states are not kept: every draw has a key (see
+    continual/randomness.py).
     """
 
     model: nn.Module
 
-    def __init__(self, build: Callable[..., nn.Module], memory: Memory, report: Report, device: torch.device):
-        self.build, self.memory, self.report, self.device = build, memory, report, device
+    def __init__(self, method: Method, memory: Memory, report: Report, device: torch.device):
+        self.method, self.memory, self.report, self.device = method, memory, report, device
         self.teacher: nn.Module | None = None
         self.position = Position()
-        self.progress: Progress | None = None
+        self.trainer: Trainer | None = None
         self.last: dict[str, Any] = {}  # the last epoch that ended: epoch, phase, lr, losses
         self._seconds_before, self._begun = 0.0, time.monotonic()
         self._resumed: dict[str, Any] | None = None  # of the phase under way, until it is entered
 
-    def begin(self, task: Task, *, afresh: bool = False) -> None:
-        """Second task on: teacher = the model as it stands. Then grow the model. Nothing if that was done before.
-
-        afresh: make a new model in its place, which meets all of `nb_seen` classes at once, and has no teacher.
-        """
+    def begin(self, task: Task) -> None:
+        """Keep the model as it stands as the teacher, then grow it by a task. Nothing if that was done before."""
         if sum(self.model.classes) == task.nb_seen:
             return
-        if afresh:
-            self.model = self.build().to(self.device)
-            self.model.add_task(task.nb_seen)
-            return
-        if not task.first:
+        if not task.first and self.method.keeps_teacher:
             self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.model.add_task(task.nb_new)
+        self.model = self.method.grow(self.model, task).to(self.device)
+
+    def first_step(self, task: Task) -> str:
+        """The name of the step that a task begins with. Raises OptionsError if a run cannot take the steps of the method."""
+        steps = self.method.steps(task)
+        names = [step.name for step in steps]
+        what = f"method {self.method.options.method}: the steps of task {task.index + 1}"
+        if not any(isinstance(step, Phase) and step.epochs > 0 for step in steps):
+            raise OptionsError(f"{what} have no phase of training with an epoch or more")
+        if len(set(names)) < len(names) or EVALUATING in names:
+            raise OptionsError(f"{what} need names of their own, and none called {EVALUATING}: {', '.join(names)}")
+        if bad := [name for name in names if not STEP_NAME.fullmatch(name)]:
+            raise OptionsError(f"{what}: {bad[0]!r} is no name: letters, digits, spaces, - and _ only")
+        return names[0]
+
+    def steps_left(self, task: Task) -> list[Step]:
+        """The method's steps of this task from where the run stands."""
+        steps = self.method.steps(task)
+        names = [step.name for step in steps]
+        return steps[names.index(self.position.stage) :] if self.position.stage in names else []
+
+    def step_done(self, task: Task, step: Step) -> None:
+        """Move on to the method's next step, or past the last one."""
+        names = [each.name for each in self.method.steps(task)]
+        self.move(stage=[*names, EVALUATING][names.index(step.name) + 1], epoch=0, step=0)
 
     def seconds(self) -> float:
         """Time this run took, up to now and before it was resumed."""
         return self._seconds_before + time.monotonic() - self._begun
 
-    def enter(self, progress: Progress) -> None:
+    def enter(self, trainer: Trainer) -> None:
         """Begin a phase, or go on inside it after a resume."""
-        self.progress = progress
+        self.trainer = trainer
         if self._resumed is not None:
-            progress.load_state_dict(self._resumed)
+            trainer.load_state_dict(self._resumed)
             self._resumed = None
 
     def move(self, **changes: Any) -> None:
         """Change the position; a new task or stage forgets the phase that ended."""
         self.position = replace(self.position, **changes)
         if "task" in changes or "stage" in changes:
-            self.progress = None
+            self.trainer = None
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, and lists and dicts of these; bit by bit those of an uninterrupted run."""
@@ -110,9 +109,10 @@ class Run:
             "position": asdict(self.position),
             "model": _model_state(self.model),
             "teacher": _model_state(self.teacher) if self.teacher is not None else None,
-            "memory": memory_state(self.memory),
+            "method": self.method.state_dict(),
+            "memory": self.memory.state_dict(),
             "report": self.report.state_dict(),
-            "progress": self._resumed if self.progress is None else self.progress.state_dict(),
+            "progress": self._resumed if self.trainer is None else self.trainer.state_dict(),
             "last": self.last,
         }
 
@@ -123,11 +123,12 @@ class Run:
         """
         try:
             self.position = Position(**state["position"])
-            self.model = self._grown(state["model"])
+            self.model = restored(self.method, state["model"]).to(self.device)
             self.teacher = None
             if state["teacher"] is not None:
-                self.teacher = self._grown(state["teacher"]).eval().requires_grad_(False)
-            load_memory(self.memory, state["memory"])
+                self.teacher = restored(self.method, state["teacher"]).to(self.device).eval().requires_grad_(False)
+            self.method.load_state_dict(state.get("method", {}))
+            self.memory.load_state_dict(state["memory"])
             self.report.load_state_dict(state["report"])
             self._resumed = state["progress"]
             self.last = state["last"]
@@ -140,50 +141,22 @@ class Run:
         self._resumed = None
         self.move(step=0)
 
-    def _grown(self, state: dict[str, Any]) -> nn.Module:
-        model = self.build(weights=False)
+
+def restored(method: Method, state: dict[str, Any]) -> nn.Module:
+    """A model as it was when its state was taken, on the CPU. Raises CheckpointError if its weights are of another model."""
+    method.fetches_weights = False
+    try:
+        model = method.build()
         for nb_new in state["classes"]:
             model.add_task(nb_new)
-        try:
-            model.load_state_dict(state["weights"])
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"the weights of the checkpoint are of another model: {' '.join(str(error).split())[:300]}"
-            ) from None
-        return model.to(self.device)
+        model.load_state_dict(state["weights"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"the weights of the checkpoint are of another model: {reason}") from None
+    finally:
+        method.fetches_weights = True
+    return model
 
 
 def _model_state(model: nn.Module) -> dict[str, Any]:
     return {"classes": list(model.classes), "weights": model.state_dict()}
-
-
-def memory_state(memory: Memory) -> dict[str, Any]:
-    """Exemplars as tensors, or as paths below the data folder, valid wherever the data lies."""
-    x = memory.x
-    if x is not None:
-        x = (
-            x.tolist()
-            if x.dtype.kind == "U"
-            else [torch.from_numpy(each) for each in x]
-            if x.dtype == object
-            else torch.from_numpy(x)
-        )
-    return {"x": x, **{name: torch.from_numpy(getattr(memory, name)) for name in ("y", "t", "replica")}}
-
-
-def load_memory(memory: Memory, state: dict[str, Any]) -> None:
-    """The inverse of `memory_state`, into `memory`. Raises CheckpointError if that is kept apart for more or fewer replicas."""
-    replicas = sorted(set(state["replica"].tolist()))
-    if replicas and replicas != list(range(memory.nb_replicas)):
-        raise CheckpointError(f"its memories are those of {len(replicas)} replica(s); the options ask for {memory.nb_replicas}")
-    x = state["x"]
-    if isinstance(x, torch.Tensor):
-        x = x.numpy()
-    elif x and isinstance(x[0], torch.Tensor):
-        images, x = x, np.empty(len(x), dtype=object)
-        x[:] = [image.numpy() for image in images]
-    elif x is not None:
-        x = np.array(x, dtype=str)
-    memory.x = x
-    for name in ("y", "t", "replica"):
-        setattr(memory, name, state[name].numpy())

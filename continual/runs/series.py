@@ -1,59 +1,91 @@
 """One command, several runs: every class order with every seed, each in its own folder, and their mean at the end."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from continual.errors import CheckpointError, OptionsError
 from continual.files import write_json
 from continual.jobs import distributed
 from continual.options import STORED, Options, parse, replace, to_yaml
-from continual.report import read_summary, say, summarise
 from continual.runs import folders
 from continual.runs.checkpoint import as_identity, refuse_another
 from continual.runs.folders import Place
+from continual.runs.record import read_summary
+from continual.seeing.progress import say
+from continual.seeing.tables import summarise
 
-Main = Callable[[Options, Place, torch.device, distributed.StopSignal], dict]
+
+@dataclass
+class Part:
+    """One run of a series, or a run alone. summary: for who trains it to fill in."""
+
+    options: Options
+    place: Place
+    summary: dict[str, Any] | None = None
 
 
-def run_all(main: Main, options: Options, device: torch.device, stop: distributed.StopSignal) -> None:
-    """Call `main` once for every class order and seed, each from the options as given; alone, it is simply called.
+class Series:
+    """The runs that one command asks for: every class order with every seed, each from the options as given; often just one.
 
-    A series that is resumed keeps the runs that are done, goes on with the one under way, and begins the others.
+    A series that is resumed keeps the runs that are done, goes on with the one under way, and begins the others. figures: of
+    all runs together, once they are trained. Raises OptionsError and CheckpointError.
     """
-    options, place = distributed.on_main(lambda: folders.prepare(options))
-    runs = of_series(options)
-    if options.run.resume:
-        distributed.on_main(lambda: _check_kind(place, options))
-    if not runs:
-        main(options, place, device, stop)
-        return
-    for key in ("start_task", "resume_anyway"):
-        if getattr(options.run, key):
-            raise OptionsError(f"{key}: a series has several runs; resume the folder of one of them")
-    if options.run.resume and not options.run.eval:
-        distributed.on_main(lambda: _keep_options(place, options))
-    summaries = []
-    for number, (label, one) in enumerate(runs.items(), start=1):
-        inside = Place(place.logs / label, place.checkpoints / label, series=place.checkpoints)
-        if options.run.eval and not distributed.on_main(lambda inside=inside: folders.begun(inside)):
-            _say(f"--- run {number} of {len(runs)}: {label} has not begun")
-            continue
-        done = distributed.on_main(lambda inside=inside, one=one: _summary(inside.logs, one))
-        if done is None or options.run.eval:
-            _say(f"--- run {number} of {len(runs)}: {label}")
-            one = distributed.on_main(lambda one=one, inside=inside: folders.prepare_inside(one, inside))
-            done = main(one, inside, device, stop)
-        else:
-            _say(f"--- run {number} of {len(runs)}: {label} is done already")
-        summaries.append(done)
-    if options.run.eval:
-        return
-    text, figures = summarise(summaries)
-    if distributed.is_main():
-        write_json(place.logs / "series.json", {"runs": list(runs), **figures})
-    _say(f"\n{text}\n")
+
+    def __init__(self, options: Options):
+        self.options, self.place = distributed.on_main(lambda: folders.prepare(options))
+        self.runs = of_series(self.options)
+        self.figures: dict[str, Any] | None = None
+        if self.options.run.resume:
+            distributed.on_main(lambda: _check_kind(self.place, self.options))
+        for key in ("start_task", "resume_anyway") if self.runs else ():
+            if getattr(self.options.run, key):
+                raise OptionsError(f"{key}: a series has several runs; resume the folder of one of them")
+
+    def to_train(self) -> Iterator[Part]:
+        """The runs that are to be trained, one after another; at the end their mean is said and written."""
+        if not self.runs:
+            yield (part := Part(self.options, self.place))
+            self.figures = part.summary
+            return
+        if self.options.run.resume:
+            distributed.on_main(lambda: _keep_options(self.place, self.options))
+        summaries = []
+        for number, (label, options, place) in enumerate(self._inside(), start=1):
+            title = f"--- run {number} of {len(self.runs)}: {label}"
+            done = distributed.on_main(partial(_summary, place.logs, options))
+            if done is not None:
+                _say(f"{title} is done already")
+            else:
+                _say(title)
+                part = Part(distributed.on_main(partial(folders.prepare_inside, options, place)), place)
+                yield part
+                done = part.summary
+            summaries.append(done)
+        text, figures = summarise(summaries)
+        self.figures = {"runs": list(self.runs), **figures}
+        if distributed.is_main():
+            write_json(self.place.logs / "series.json", self.figures)
+        _say(f"\n{text}\n")
+
+    def to_evaluate(self) -> Iterator[Part]:
+        """The runs that have begun."""
+        if not self.runs:
+            yield Part(self.options, self.place)
+            return
+        for number, (label, options, place) in enumerate(self._inside(), start=1):
+            title = f"--- run {number} of {len(self.runs)}: {label}"
+            if not distributed.on_main(partial(folders.begun, place)):
+                _say(f"{title} has not begun")
+                continue
+            _say(title)
+            yield Part(distributed.on_main(partial(folders.prepare_inside, options, place)), place)
+
+    def _inside(self) -> Iterator[tuple[str, Options, Place]]:
+        for label, options in self.runs.items():
+            yield label, options, Place(self.place.logs / label, self.place.checkpoints / label, series=self.place.checkpoints)
 
 
 def of_series(options: Options) -> dict[str, Options]:

@@ -1,0 +1,157 @@
+"""How a run comes to life: begun, resumed, or only loaded to be looked at."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import Any
+
+from continual.errors import CheckpointError
+from continual.jobs import distributed
+from continual.options import Options, resumed
+from continual.randomness import seeded
+from continual.runs import folders
+from continual.runs.checkpoint import Store, differences, refuse_another
+from continual.runs.experiment import Experiment, Here, prepare
+from continual.runs.folders import Place
+from continual.runs.greeting import greeting
+from continual.runs.record import Report, read_summary
+from continual.runs.run import Run
+from continual.tasks import Task
+from continual.training.loading import naming_workers
+
+
+@contextmanager
+def to_train(options: Options, place: Place, here: Here) -> Iterator[tuple[Run, Experiment, dict[str, Any] | None]]:
+    """A run ready to go on, begun or resumed; and its summary, if it is finished already.
+
+    Nobody else may write to its folder meanwhile, and its status says how it ends. Raises CheckpointError if it cannot resume.
+    """
+    store = Store(place.checkpoints, keep=options.run.keep_checkpoints, keep_tasks=options.run.keep_task_checkpoints)
+    distributed.on_main(store.lock)
+    report = Report(place.logs if distributed.is_main() else None, console=distributed.is_main())
+    with closing(store), report.watched(), naming_workers(options.data.num_workers):
+        run, exp = _made(options, place, store, here, report)
+        if summary := distributed.on_main(partial(summary_of_finished, exp)):
+            report.say(f"this run is finished, there is nothing left to do; its figures are in {place.logs}")
+            yield run, exp, summary
+            return
+        report.status("running")
+        report.say(greeting(exp, run.memory))
+        if options.run.resume:
+            resume(run, exp)
+        else:
+            begin(run, exp)
+        yield run, exp, None
+
+
+@contextmanager
+def to_look_at(options: Options, place: Place, here: Here) -> Iterator[tuple[Run, Experiment, Task]]:
+    """A run as it stands at the checkpoint that `resume` and `start_task` name, and its newest task; nothing is written."""
+    report = Report(None, console=distributed.is_main())
+    with naming_workers(options.data.num_workers):
+        run, exp = _made(options, place, None, here, report)
+        report.say(greeting(exp, run.memory))
+        state, manifest = distributed.on_main(partial(_load, Store(place.checkpoints), options, report))
+        if state is None:
+            raise CheckpointError(f"{place.checkpoints}: there is no checkpoint yet to evaluate")
+        _take_over(run, exp, state, manifest)
+        yield run, exp, newest_task(exp.tasks, run)
+
+
+def begin(run: Run, exp: Experiment) -> None:
+    """A new model, without tasks yet, and its checkpoint."""
+    with seeded(*exp.key("model")):
+        run.model = run.method.build().to(run.device)
+    run.move(stage=run.first_step(exp.tasks[0]))
+    distributed.on_main(partial(folders.keep_classes, exp.place, exp.benchmark.classes()))
+    exp.save(run, exp.tasks[0])
+
+
+def resume(run: Run, exp: Experiment) -> None:
+    """Go on from the newest valid checkpoint, or the one that `resume` names, or from the end of task `start_task` - 1.
+
+    The next resume goes on from there, too, whatever was newer.
+    A run that ended before its first checkpoint begins again. One that goes on as another experiment (`resume_anyway`)
+    begins the epoch under way again, with an optimizer made anew. What is written, is written once all of it fits.
+    """
+    options, tasks = exp.options.run, exp.benchmark.tasks
+    _, file = resumed(options.resume)
+    state, manifest = distributed.on_main(partial(_load, exp.store, exp.options, run.report))
+    if state is None:
+        run.report.say("this run ended before its first checkpoint: it begins from the start")
+        begin(run, exp)
+    else:
+        another = _take_over(run, exp, state, manifest)
+        if options.start_task:
+            exp.save(run, tasks[options.start_task - 1], finished=True)  # from now on the newest
+        elif another:
+            exp.save(run, tasks[min(run.position.task, len(tasks) - 1)])
+        elif file:
+            exp.save(run, tasks[manifest["task"]], finished=manifest["finished_task"])
+    if options.start_task or file:
+        distributed.keep("went back", "yes")
+    run.report.cut_off()
+    distributed.on_main(partial(folders.keep_options, exp.place, exp.options))
+    distributed.on_main(partial(folders.keep_classes, exp.place, exp.benchmark.classes()))
+
+
+def summary_of_finished(exp: Experiment) -> dict[str, Any] | None:
+    """The summary of a run that is resumed although it has learned all its tasks; None for any other."""
+    options, stored = exp.options.run, exp.store.stored()
+    if not options.resume or options.start_task or not stored:
+        return None
+    last, (_, file) = stored[-1].manifest, resumed(options.resume)
+    if file not in ("", stored[-1].path.name):
+        return None
+    if not (last["finished_task"] and last["task"] + 1 >= len(exp.tasks)):
+        return None
+    refuse_another(last["identity"], exp.identity(), anyway=options.resume_anyway)
+    return read_summary(exp.place.logs)
+
+
+def newest_task(tasks: Sequence[Task], run: Run) -> Task:
+    """The task whose classes the model knows already. Raises CheckpointError if it knows none, or more than these."""
+    nb_known = sum(run.model.classes)
+    if nb_known > tasks[-1].nb_seen:
+        raise CheckpointError(f"the model knows {nb_known} classes; {len(tasks)} tasks (max_task) have fewer")
+    known = [task for task in tasks if task.nb_seen <= nb_known]
+    if not known:
+        raise CheckpointError("the checkpoint is of the very start: there is no task yet to evaluate")
+    return known[-1]
+
+
+def _made(options: Options, place: Place, store: Store | None, here: Here, report: Report) -> tuple[Run, Experiment]:
+    exp = prepare(options, place, store, here)
+    report.nb_tasks = len(exp.tasks)
+    run = Run(exp.method, exp.empty_memory(), report, here.device)
+    report.where = lambda: run.position
+    return run, exp
+
+
+def _load(store: Store, options: Options, report: Report) -> tuple[dict, dict] | tuple[None, None]:
+    """State and manifest of the checkpoint to go on from; None of both if the run ended before its first."""
+    _, file = resumed(options.run.resume)
+    found = store.load(start_task=options.run.start_task, file=file, say=report.say)
+    if found == (None, None) and report.begun:
+        raise CheckpointError(f"{store.folder}: no checkpoint is left")
+    return found
+
+
+def _take_over(run: Run, exp: Experiment, state: dict, manifest: dict) -> bool:
+    """Bring the run to the state of a checkpoint; returns whether that was of another experiment (`resume_anyway`)."""
+    options, now = exp.options.run, exp.identity()
+    refuse_another(manifest["identity"], now, anyway=options.resume_anyway)
+    another = bool(differences(manifest["identity"], now))
+    run.load_state_dict(state, seconds=manifest["seconds"])
+    if another:
+        run.restart_epoch()
+    _check_classes(run, exp.benchmark.tasks)
+    run.report.say(f"resumed from {manifest['name']}: {run.position}")
+    return another
+
+
+def _check_classes(run: Run, tasks: Sequence[Task]) -> None:
+    """Raise CheckpointError unless the model has learned all tasks before the one under way, or this one with them."""
+    index, classes = run.position.task, list(run.model.classes)
+    if classes not in (run.method.classes_after(tasks[:index]), run.method.classes_after(tasks[: index + 1])):
+        raise CheckpointError(f"the model has learned tasks of {classes} classes; the options make other tasks")
