@@ -1,0 +1,190 @@
+"""The README's examples: scripts that register something of their own, and the cells of a notebook."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jobs import ROOT, checkpoints, for_bash, logs, states
+
+import continual
+from continual.errors import CheckpointError, OptionsError
+from continual.registry import DATA_SETS, ENCODERS, LOSSES, METHODS, METRICS, RULES
+
+README = (ROOT / "README.md").read_text()
+CELLS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SCRIPTS = {match[1]: cell for cell in CELLS if (match := re.search(r'continual\.register_\w+\("(\w+)"', cell))}
+DIGITS = [
+    "--options",
+    "options/data/digits_2-2.yaml",
+    "options/model/digits_dytox.yaml",
+    "--max-task",
+    "2",
+    "--num-workers",
+    "0",
+]
+TINY = [*DIGITS, "--debug", "--embed-dim", "16", "--depth", "2", "--local-up-to-layer", "1"]
+
+
+@pytest.fixture
+def script(tmp_path):
+    """name -> the path of the README's script that registers it, in a folder far from main.py."""
+
+    def written(name: str) -> Path:
+        path = tmp_path / "ideas" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(SCRIPTS[name])
+        return path
+
+    return written
+
+
+def train_sh(where: str, argv: list[str], main: Path | None = None, code: int = 0, **environment: str) -> str:
+    """What train.sh printed; it must end with this code."""
+    env = for_bash({**({"MAIN": str(main)} if main else {}), **environment})
+    command = ["bash", str(ROOT / "train.sh"), where, *argv]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def places(folder: Path) -> list[str]:
+    return ["--log-path", str(folder / "logs"), "--output-basedir", str(folder / "checkpoints")]
+
+
+def alone(path: Path, argv: list[str], folder: Path) -> list[dict]:
+    """Run a script as one process; the lines of its evaluations."""
+    env = {**for_bash({}), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(path), *argv, *places(folder), "--device", "cpu"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line) for line in (logs(folder) / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_the_readme_has_one_of_each():
+    assert set(SCRIPTS) == {"stripes", "lwf", "decorrelated", "small", "spread", "worst"}
+    assert SCRIPTS["lwf"].count("\n") <= 40
+
+
+def test_lwf_on_two_processes_and_resumed(script, tmp_path):
+    """By the README's command, but tiny; main.py alone does not know it."""
+    lwf = script("lwf")
+    (line,) = re.findall(r"MAIN=\S*lwf.py bash train.sh (.*)", README)
+    where, *told = shlex.split(line)
+    train_sh(where, [*told, *TINY[len(DIGITS) - 4 :], "--max-task", "1", *places(tmp_path)], lwf)
+    train_sh("cpu", ["--resume", str(logs(tmp_path)), "--max-task", "2"], lwf)
+    manifest = json.loads(next(checkpoints(tmp_path).glob("*task-2-finished.json")).read_text())
+    assert manifest["identity"]["registered"] == ["method lwf"] and manifest["identity"]["lwf_weight"] == 3.0
+    told = train_sh("cpu", ["--resume", str(logs(tmp_path))], code=2)
+    assert told.count("\n") == 1 and "there is no method 'lwf'" in told
+
+
+def test_a_loss(script, tmp_path):
+    argv = [*TINY, "--extra-losses", "decorrelated", "--extra-loss-weights", "0.1"]
+    first, *_, last = alone(script("decorrelated"), argv, tmp_path)
+    assert first["loss_decorrelated"] > 0 and "loss_decorrelated" not in last  # it is of training, not of finetuning
+
+
+def test_an_encoder(script, tmp_path):
+    alone(script("small"), [*TINY, "--model", "small"], tmp_path)
+    weights = states(checkpoints(tmp_path))["task-2-finished"]["model"]["weights"]
+    assert "encoder.stages.1.weight" in weights and not any("sabs" in name for name in weights)
+
+
+def test_a_selection_rule(script, tmp_path):
+    alone(script("spread"), [*TINY, "--rehearsal", "spread_all"], tmp_path)
+    assert len(states(checkpoints(tmp_path))["task-2-finished"]["memory"]["y"]) == 100
+
+
+def test_a_metric(script, tmp_path):
+    lines = alone(script("worst"), TINY, tmp_path)
+    assert all(line["worst"] == pytest.approx(min(line["acc_per_task"]) / 100, abs=1e-4) for line in lines)
+    summary = json.loads((logs(tmp_path) / "summary.json").read_text())
+    assert summary["worst"] == lines[-1]["worst"] and "worst_known" in summary
+
+
+# --------------------------------------------------------------------------------------------------------- a notebook
+
+
+def cell(words: str) -> str:
+    (found,) = [each for each in CELLS if words in each]
+    return found
+
+
+def test_the_cells_of_a_notebook(tmp_path, monkeypatch, capsys):
+    """Train, then load; nothing touches signals."""
+    monkeypatch.chdir(tmp_path)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    quick = ', name="notebook", debug=True, max_task=2, embed_dim=16, device="cpu"'
+    names: dict = {}
+    exec(cell("continual.train(").replace(', name="notebook"', quick), names)
+    summary = names["summary"]
+    folder = next(tmp_path.glob("logs/**/summary.json")).parent
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+    names["images"] = torch.zeros(5, 3, 16, 16)
+    exec(re.sub(r'"logs/.*?"', repr(str(folder)), cell("continual.load(")), names)
+    trained = continual.load(folder)
+    assert names["classes"] == trained.classes and names["options"] == trained.options
+    assert trained.classes == ["0", "1", "2", "3"] and len(trained.memory) == 100 and names["logits"].shape == (5, 4)
+    assert not trained.model.training and [task.nb_new for task in trained.tasks] == [2, 2]
+    assert continual.load(folder, task=0).classes == ["0", "1"]
+    with pytest.raises(CheckpointError, match="no valid checkpoint"):
+        continual.load(folder, task=4)
+
+
+def test_the_pieces_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(cell("Trainer(model").replace("base_epochs=10", "base_epochs=6"), names)
+    assert sum(names["scores"].top1) > 0.8 * sum(names["scores"].nb)
+    assert not list(tmp_path.iterdir()) and not torch.distributed.is_initialized()
+
+
+def test_importing_is_quick_and_leaves_no_trace(tmp_path):
+    code = "import sys, signal; before = signal.getsignal(15), signal.getsignal(2); import continual\n"
+    code += "assert (signal.getsignal(15), signal.getsignal(2)) == before and 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_configure_takes_files_and_changes():
+    options = continual.configure(ROOT / "options/data/digits_2-2.yaml", method="wa", lr=1e-3)
+    assert options.method == "wa" and options.optim.lr == 1e-3 and options.loss.weight_align
+    with pytest.raises(OptionsError, match="no such file"):
+        continual.configure("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("register", "kind", "thing"),
+    [
+        (continual.register_encoder, ENCODERS, lambda options, rates: None),
+        (continual.register_loss, LOSSES, lambda seen: None),
+        (continual.register_rule, RULES, lambda features, k, rng: np.arange(k)),
+        (continual.register_metric, METRICS, lambda matrix: 0.0),
+    ],
+)
+def test_names_are_checked(register, kind, thing):
+    for bad in ("Not a name", "2nd", "", "a-b"):
+        with pytest.raises(OptionsError, match="a name is of small letters"):
+            register(bad, thing)
+    register("good_name", thing)
+    assert "good_name" in kind.outside()
+    kind.remove("good_name")
+
+
+def test_a_method_must_be_one():
+    with pytest.raises(OptionsError, match="no class derived from"):
+        continual.register_method("no_method", dict)
+    with pytest.raises(OptionsError, match="taken"):
+        continual.register_method("wa", METHODS.find("wa"))
+    assert "stripes" not in DATA_SETS.outside()
