@@ -13,8 +13,9 @@ from typing import Any
 from continual.errors import CheckpointError, OptionsError, Refused
 from continual.files import UNREADABLE
 from continual.options import STORED, Options, parse
-from continual.report import EVALUATIONS, text_table
 from continual.runs import folders
+from continual.runs.record import EVALUATIONS
+from continual.seeing.tables import text_table
 
 PUBLISHED = Path(__file__).parent.parent / "options" / "published.json"
 

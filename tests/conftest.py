@@ -6,7 +6,15 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in every process started from here
 
-LONG = ("test_faults", "test_train_sh", "test_distributed", "test_main", "test_experiment", "test_launch")  # minutes each
+LONG = (
+    "test_contract",
+    "test_faults",
+    "test_train_sh",
+    "test_distributed",
+    "test_outside",
+    "test_main",
+    "test_experiment",
+)  # minutes each
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

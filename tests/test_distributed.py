@@ -12,7 +12,7 @@ from jobs import SERVER, THREE_TASKS, TIMEOUT, TINY, assert_close, assert_equal,
 
 from continual import rehearsal
 from continual.errors import LostProcess, OptionsError
-from continual.jobs import distributed
+from continual.jobs import distributed, watch
 
 # Few exemplars: the more are herded of a class, the more often two images are so nearly as good that rounding decides.
 FOUR = [*THREE_TASKS, "--replicas", "4", "--replicas-at-once", "1", "--memory-size", "20"]
@@ -54,7 +54,7 @@ def choose_together(rank: int, store: str, said: str) -> None:
     rows = torch.arange(2 * rank, dtype=torch.float32).view(-1, 2) if rank else torch.empty(0, 0)
     gathered = distributed.gather_rows(rows)
     calls = []
-    rehearsal.RULES["mine"] = lambda features, k, rng: calls.append(1) or features[:, 0].argsort()[:k]
+    rehearsal.RULES.add("mine", lambda features, k, rng: calls.append(1) or features[:, 0].argsort()[:k])
     features, labels = (None if rank else np.array([[3.0], [2.0], [1.0], [9.0]])), np.array([0, 1, 0, 1])
     chosen = distributed.on_main(lambda: rehearsal.choose("mine", features, labels, k=1, seed=int))
     distributed.stop()
@@ -149,12 +149,12 @@ def test_who_speaks(own, words, dead, said, monkeypatch):
             assert why == (own or "lost: z")
             return words, dead
 
-    monkeypatch.setattr(distributed._Notes, "of_job", Notes())
-    assert distributed.words_to_say(own, "z") == said
+    monkeypatch.setattr(watch.Notes, "of_job", Notes())
+    assert watch.words_to_say(own, "z") == said
 
 
 def test_lost_processes_are_told_in_short():
-    with pytest.raises(LostProcess, match=r"^connection closed$"), distributed._collective():
+    with pytest.raises(LostProcess, match=r"^connection closed$"), watch.collective():
         raise RuntimeError("connection\n closed. This is typically caused by something else. Good luck!")
 
 
@@ -162,6 +162,6 @@ def test_lost_processes_are_told_in_short():
     "error", [RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), torch.OutOfMemoryError("no room")]
 )
 def test_an_error_of_ones_own_is_no_lost_process(error):
-    with pytest.raises(RuntimeError) as caught, distributed._collective():
+    with pytest.raises(RuntimeError) as caught, watch.collective():
         raise error
     assert caught.value is error

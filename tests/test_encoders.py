@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from continual import encoders, models
+from continual import encoders
 from continual.dytox import freeze
+from continual.encoders import timm_encoder
 from continual.errors import DataError, OptionsError
+from continual.methods import method_of
 from continual.options import Options, parse
 from continual.randomness import seeded
 
@@ -27,13 +29,13 @@ def options_for(name: str, *argv: str, input_size: int = 64) -> Options:
 
 def build(options: Options, classes: tuple[int, ...] = (2, 3)) -> torch.nn.Module:
     with seeded("model"):
-        model = models.build(options)
+        model = method_of(options, ()).build()
         for nb_new in classes:
             model.add_task(nb_new)
     return model
 
 
-@pytest.mark.parametrize("kind", [DYTOX, ()], ids=["dytox", "baseline"])
+@pytest.mark.parametrize("kind", [DYTOX, ()], ids=["dytox", "growing classifier"])
 @pytest.mark.parametrize(("name", "nb_tokens"), (TIMM | OWN).items())
 def test_an_encoder_gives_tokens_and_every_parameter_a_gradient(name, nb_tokens, kind):
     model = build(options_for(name, *kind, "--drop-path", "0"))
@@ -58,7 +60,7 @@ def test_tokens_differ_by_place_and_by_image(name):
     assert (features[:, 0] - features[:, -1]).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("kind", [DYTOX, ()], ids=["dytox", "baseline"])
+@pytest.mark.parametrize("kind", [DYTOX, ()], ids=["dytox", "growing classifier"])
 @pytest.mark.parametrize("name", ["timm:test_resnet", "timm:test_vit", "convit", "vit"])
 def test_sab_means_the_encoder_whichever_it_is(name, kind):
     model = build(options_for(name, *kind))
@@ -117,9 +119,9 @@ def test_weights_that_cannot_be_fetched(monkeypatch):
 
 def test_weights_are_asked_for(monkeypatch):
     asked = []
-    create = encoders.timm.create_model
+    create = timm_encoder.timm.create_model
     monkeypatch.setattr(
-        encoders.timm, "create_model", lambda name, pretrained, **wish: asked.append(pretrained) or create(name, **wish)
+        timm_encoder.timm, "create_model", lambda name, pretrained, **wish: asked.append(pretrained) or create(name, **wish)
     )
     build(options_for("timm:test_resnet", "--pretrained"))
     build(options_for("timm:test_resnet"))
@@ -135,7 +137,7 @@ def test_an_unknown_network_is_answered_with_near_ones():
 @pytest.mark.parametrize(("name", "input_size"), [("timm:test_vit", 40), ("timm:levit_128s", 30)])
 def test_images_that_do_not_fit_are_refused(name, input_size):
     with pytest.raises(OptionsError) as raised:
-        models.build(options_for(name, *DYTOX, input_size=input_size))
+        build(options_for(name, *DYTOX, input_size=input_size))
     assert str(input_size) in one_line(raised.value)
 
 

@@ -278,5 +278,23 @@ def test_a_loss_gets_what_it_needs_and_nothing_is_computed_for_nobody(model, tea
 def test_a_loss_that_needs_the_teacher_waits_for_the_second_task(model):
     terms = {"mine": Term(lambda seen: seen.taught.logits.sum(), frozenset({"teacher"})), "other": Term(lambda seen: None)}
     assert Objective(model, terms)(IMAGES, LABELS) == {"total": 0}
-    with pytest.raises(ValueError, match="not pupil"):
-        Term(lambda seen: None, frozenset({"pupil"}))
+
+
+def test_a_need_that_nobody_meets_is_refused():
+    for needs in ({"pupil"}, {"teacher", "pupil"}):
+        with pytest.raises(ValueError, match=r"a loss can need held_out, maps, teacher, not pupil$"):
+            Term(lambda seen: None, frozenset(needs))
+    assert Term(lambda seen: None).needs == frozenset()
+
+
+def test_a_loss_that_needs_images_held_out_gets_them_with_the_models_outputs(model):
+    seen = []
+    term = Term(lambda what: seen.append(what.held_out) or what.outputs.logits.sum(), frozenset({"held_out"}))
+    assert Objective(model, {"mine": term})(IMAGES, LABELS) == {"total": 0}  # there are none
+    objective = Objective(model, {"mine": term, "other": Term(lambda what: None)}, held_out=True)
+    labels = torch.tensor([1, 2, 6, 7])
+    assert objective.held_out and set(objective(IMAGES, LABELS, (IMAGES, labels))) == {"mine", "total"}
+    (held,) = seen
+    assert torch.equal(held.targets, labels) and torch.equal(held.outputs.logits, model.logits)
+    assert held.outputs.logits.requires_grad
+    assert not Objective(model, {"other": Term(lambda what: None)}, held_out=True).held_out  # for nobody

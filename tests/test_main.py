@@ -9,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ from made_up import write_cifar100, write_image_tree
 
 import main
 from continual.datasets import IMAGENET100_WNIDS
-from continual.jobs import distributed, launch
+from continual.jobs import watch
 from continual.options import MAY_DIFFER, flat, parse
-from continual.runs import series
-from continual.training import recipe
+from continual.runs.experiment import Here, benchmark_of
+from continual.runs.series import Series
+from continual.training import engine
 
 ROOT = Path(main.__file__).parent
 DIGITS = ("--options", "options/data/digits_2-2.yaml", "options/model/digits_dytox.yaml")
@@ -42,7 +44,9 @@ def shell(*command: str, cwd: Path, **environment: str) -> str:
 
 def in_process(*argv: str) -> None:
     """What main.py does with this command line, in this process."""
-    series.run_all(main.main, parse(argv), torch.device("cpu"), distributed.StopSignal())
+    here, series = Here(torch.device("cpu"), watch.StopSignal()), Series(parse(argv))
+    for part in series.to_evaluate() if series.options.run.eval else series.to_train():
+        part.summary = main.evaluate_only(part, here) if series.options.run.eval else main.train(part, here)
 
 
 @pytest.fixture(autouse=True)
@@ -206,12 +210,12 @@ def test_imagenet100_and_its_memory_on_another_machine(tmp_path):
         "--memory-size",
         "100",
     )
-    recipe_of = (*files, "options/model/imagenet_dytox.yaml", *SMALL, *size, "--debug")
-    in_process(*recipe_of, *places(tmp_path), "--data-path", str(data), "--max-task", "2")
+    command = (*files, "options/model/imagenet_dytox.yaml", *SMALL, *size, "--debug")
+    in_process(*command, *places(tmp_path), "--data-path", str(data), "--max-task", "2")
     memory = newest_state(tmp_path)["memory"]
     assert len(memory["x"]) == 20 * 3  # a quota of 5, but 3 images of each class
     assert all(not Path(path).is_absolute() and (data / path).is_file() for path in memory["x"])
-    order = parse(recipe_of).data.class_order
+    order = parse(command).data.class_order
     wnids = IMAGENET100_WNIDS.read_text().split()
     assert {path.split("/")[1] for path in memory["x"]} == {wnids[label] for label in order[:20]}
 
@@ -256,20 +260,22 @@ def test_a_folder_of_ones_own(tmp_path):
 
 def test_missing_data_ends_with_its_exit_code(tmp_path, capsys):
     argv = ["--data-set", "imagenet100", "--data-path", str(tmp_path / "nothing"), *places(tmp_path), "--device", "cpu"]
-    assert launch.launch(main.main, parse(argv)) == 3
+    assert main.main(parse(argv)) == 3
     told = capsys.readouterr().err.strip().splitlines()
     assert any(str(tmp_path / "nothing") in line for line in told)
 
 
 def test_a_validation_split_stays_out_of_training_and_memory(tmp_path, monkeypatch, capsys):
-    seen, opened = [], main.engine.train_one_epoch
-    monkeypatch.setattr(
-        main.engine, "train_one_epoch", lambda *args, **named: seen.append(args[1].dataset.samples.x) or opened(*args, **named)
-    )
+    seen, real = [], engine.train_one_epoch
+
+    def noting(objective, steps, *args, **named):
+        seen.append(steps.loader.dataset.samples.x)
+        return real(objective, steps, *args, **named)
+
+    monkeypatch.setattr(engine, "train_one_epoch", noting)
     argv = (*DIGITS, *SMALL, "--debug", "--max-task", "3", "--validation", "0.3", "--seed", "3")
     in_process(*argv, *places(tmp_path))
-    data = parse(argv).data
-    kept = recipe.benchmark(data, seed=3, class_order=None, download=False)
+    kept = benchmark_of(parse(argv))
     asked = f"{len(kept.train_samples.y)} training and {len(kept.test_samples.y)} test images"
     assert asked in capsys.readouterr().out
 
@@ -314,3 +320,12 @@ def test_several_class_orders_each_start_from_the_options(tmp_path):
     assert [each["train_lr"] for each in first] == [each["train_lr"] for each in second]
     assert [each["n_parameters"] for each in first] == [each["n_parameters"] for each in second]
     assert [each["test_loss"] for each in first] != [each["test_loss"] for each in second]
+
+
+# ----------------------------------------------------------------------------------------------------------------- rest
+
+
+def test_parameters_are_counted_whatever_is_frozen():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1, bias=False))
+    model[0].requires_grad_(False)
+    assert main.nb_parameters(SimpleNamespace(model=model)) == 3 * 4 + 4 + 4

@@ -21,13 +21,17 @@ from torch import Tensor, nn
 import main
 from continual.dytox import Outputs
 from continual.errors import OptionsError
-from continual.jobs import distributed
+from continual.jobs import watch
+from continual.losses import Term
 from continual.metrics import Scores
 from continual.options import FIELDS, Options, flat, replace
 from continual.randomness import seeded
-from continual.runs import folders
+from continual.registry import LOSSES
+from continual.runs import experiment, folders, opening
 from continual.runs.checkpoint import Store
-from continual.training import engine, recipe
+from continual.runs.experiment import Here
+from continual.runs.series import Part
+from continual.training import engine, evaluation
 
 BASE = {
     **{"data_set": "digits", "initial_increment": 4, "increment": 3, "max_task": 2, "num_workers": 0, "no_amp": True},
@@ -47,7 +51,7 @@ BASE = {
 }
 PHASES = ("tr0", "tr1", "ft1")
 
-LOAD = functools.cache(recipe.load)
+LOAD = functools.cache(experiment.load)
 
 
 def mark(value: Any) -> str:
@@ -78,9 +82,9 @@ class Observer:
         self.notes.setdefault(name, []).append(mark(value))
 
     def train_one_epoch(
-        self, model, loader, objective, optimizer, *, loading, mixing, sam, beside, clip_grad, at_once
+        self, objective, steps, optimizer, *, loading, sam, clip_grad
     ) -> Iterator[tuple[dict[str, Tensor], int]]:
-        sampler, dataset = loader.batch_sampler, loader.dataset
+        sampler, dataset, beside = steps.sampler, steps.loader.dataset, steps.memory
         phase = {"training": "tr", "finetuning": "ft"}[sampler.key[1]] + str(sampler.key[2])
         note = lambda name, value: self.note(f"{phase}/{name}", value)  # noqa: E731
         batches = list(sampler)
@@ -91,11 +95,11 @@ class Observer:
             note("images", torch.stack([dataset[item][0] for batch in batches[:6] for item in batch[:12]]))
             apart = {"params": 0, "lr": 0, "initial_lr": 0}
             note("optimizer", [type(optimizer).__name__, *({**group, **apart} for group in optimizer.param_groups)])
-            self._model(note, model, dataset.transform)
-            self._losses(note, objective, mixing)
+            self._model(note, objective.model, dataset.transform)
+            self._losses(note, objective, steps.mixing)
             note("sam", sam and (sam.rho, sam.adaptive, sam.look_every, sam.look_alpha))
             note("beside", beside and [len(beside.loader), beside.sam_first, beside.sam_second, beside.nb_replays])
-            note("settings", (clip_grad, at_once))
+            note("settings", (clip_grad, steps.replicas_at_once))
         yield {"total": torch.tensor(1.0 + sampler.epoch)}, 1
 
     def _model(self, note, model: nn.Module, transform) -> None:
@@ -124,7 +128,7 @@ class Observer:
         note("losses", [objective(images, targets) for targets in (labels, fixed(6, nb_seen).softmax(1))])
         note("mixing", mixing and [mixing(images, labels, ("draw", i)) for i in range(8)])
 
-    def evaluate(self, model, dataset, tasks, *, loading, batch_size, spread, score, between) -> Scores:
+    def evaluate(self, model, dataset, tasks, *, loading, batch_size, spread, score, before_batch) -> Scores:
         self.note("evaluations/when", len(tasks))
         self.note("evaluations/labels", dataset.samples.y)
         self.note("evaluations/images", torch.stack([dataset[i][0] for i in range(4)]))
@@ -133,6 +137,16 @@ class Observer:
         outputs = Outputs(fixed(5, tasks[-1].nb_seen), None, fixed(5, 1, model.embed_dim))
         self.note("evaluations/score", None if score is Outputs.scores else score(outputs))
         return Scores(*[(1,) * len(tasks)] * 5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    """Two losses as a script registers them."""
+    LOSSES.add("spread", Term(lambda seen: seen.outputs.logits.float().std()))
+    LOSSES.add("narrow", Term(lambda seen: seen.outputs.logits.float().square().mean()))
+    yield
+    LOSSES.remove("spread")
+    LOSSES.remove("narrow")
 
 
 def _blank():
@@ -146,7 +160,7 @@ def run_of(options: Options, folder: Path) -> dict:
     place = folders.Place(folder / "logs", folder / "checkpoints")
     place.logs.mkdir()
     place.checkpoints.mkdir()
-    return main.main(options, place, torch.device("cpu"), distributed.StopSignal())
+    return main.train(Part(options, place), Here(torch.device("cpu"), watch.StopSignal()))
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +171,12 @@ def observe(tmp_path_factory):
         observer, options = Observer(), replace(Options(), **dict(items))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(engine, "train_one_epoch", observer.train_one_epoch)
-            patch.setattr(engine, "evaluate", observer.evaluate)
-            patch.setattr(recipe, "load", LOAD)
-            remember, prepare = main.remember, main.prepare
+            patch.setattr(evaluation, "evaluate", observer.evaluate)
+            patch.setattr(experiment, "load", LOAD)
+            remember, prepare = main.remember, opening.prepare
 
-            def noting_remember(run, exp, task, new_images):
-                remember(run, exp, task, new_images)
+            def noting_remember(run, exp, task):
+                remember(run, exp, task)
                 x = [] if run.memory.x is None else run.memory.x
                 observer.note(f"memory{task.index}", [x, run.memory.y, run.memory.replica])
 
@@ -179,7 +193,7 @@ def observe(tmp_path_factory):
                 return exp
 
             patch.setattr(main, "remember", noting_remember)
-            patch.setattr(main, "prepare", noting_prepare)
+            patch.setattr(opening, "prepare", noting_prepare)
             patch.setattr(Store, "save", noting_save)
             run_of(options, tmp_path_factory.mktemp("run"))
         return observer.notes
@@ -208,6 +222,7 @@ ERASING = {"reprob": 1.0}
 LARGE = {"input_size": 40, "patch_size": 10}
 FROZEN = {"freeze_task": ("old_heads", "sab"), "drop_path": 0.5}
 TAUGHT = {"auto_kd": False, "kd": 1.0}
+SPREAD = {"extra_losses": ("spread",)}
 PODDED = {"auto_kd": False, "pod": 1.0}
 RANDOMLY_AUGMENTED = of("all", "images")
 EVERYTHING = ("rates", "batches", "set", "images", "optimizer", "weights", "frozen", "modes", "noisy", "forward", "losses")
@@ -228,6 +243,13 @@ SAME_SIZE = {"memory0", "memory1", *of("tr1 ft1", "images")}  # other exemplars,
 # option -> (what both runs have beside BASE, the changed value, the notes that change), once or several times
 TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     # model
+    "method": [
+        ({}, "dytox", set()),  # only says what the others mean
+        (PLAIN, "rehearsal", set()),
+        (PLAIN, "wa", of("tr1", "losses") | of("ft1", "weights", "forward", "noisy")),
+        (PLAIN, "icarl", {"evaluations/score"} | SAME_SIZE),
+        ({"memory_size": 0, "finetuning": "", "auto_kd": False}, "joint", RETRAINED),
+    ],
     "model": [({}, "vit", MODEL)],
     "input_size": [({}, 8, MODEL | RANDOMLY_AUGMENTED | {"evaluations/images"})],
     "patch_size": [({}, 8, MODEL)],
@@ -277,7 +299,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     "weight_decay": [({}, 0.5, of("all", "optimizer"))],
     "lr": [({}, 1e-3, of("tr0 tr1", "rates")), ({"incremental_lr": 2e-3}, 1e-3, of("tr0", "rates"))],
     "incremental_lr": [({}, 1e-3, of("tr1", "rates"))],
-    "sched": [({}, sched, of("tr0 tr1", "rates")) for sched in ("tanh", "step", "poly", "plateau")],
+    "sched": [({}, sched, of("tr0 tr1", "rates")) for sched in ("tanh", "step", "poly", "plateau")],  # multistep: below
     "lr_noise": [({}, (0.1,), of("tr0 tr1", "rates"))],
     "lr_noise_pct": [(NOISY_RATE, 0.1, of("tr0 tr1", "rates"))],
     "lr_noise_std": [(NOISY_RATE, 0.1, of("tr0 tr1", "rates"))],
@@ -287,6 +309,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     "min_lr": [({}, 2e-5, of("tr0 tr1", "rates"))],
     "decay_epochs": [({"sched": "step", "decay_epochs": 1.0}, 2.0, of("tr0 tr1", "rates"))],
     "decay_rate": [({"sched": "step", "decay_epochs": 1.0}, 0.5, of("tr0 tr1", "rates"))],
+    "decay_milestones": [({"sched": "multistep", "decay_milestones": (3,)}, (2, 4), of("tr0 tr1", "rates"))],
     "patience_epochs": [({"sched": "plateau"}, 0, of("tr0 tr1", "rates"))],
     # augmentation
     "hflip": [({}, 1.0, RANDOMLY_AUGMENTED)],
@@ -321,6 +344,8 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     "pod_scales": [(PODDED, (1, 2), of("tr1", "losses"))],
     "pod_scaling": [(PODDED, True, of("tr1", "losses"))],
     "weight_align": [(PLAIN, True, of("ft1", "weights", "forward", "noisy"))],
+    "extra_losses": [({}, ("spread",), of("tr0 tr1", "losses")), (SPREAD, ("narrow",), of("tr0 tr1", "losses"))],
+    "extra_loss_weights": [(SPREAD, (0.5,), of("tr0 tr1", "losses"))],
     # rehearsal
     "memory_size": [({}, 28, MEMORY)],
     "fixed_memory": [({}, True, MEMORY)],
@@ -419,6 +444,12 @@ def test_an_option_changes_what_it_names_and_nothing_else(observe, key, context,
     assert differing == expected
 
 
+def test_multistep_changes_the_rates_and_nothing_else(observe):
+    """It has no effect without milestones, and these have none without it: both are refused alone."""
+    base, changed = observe(), observe(sched="multistep", decay_milestones=(2,))
+    assert {name for name in {**base, **changed} if base.get(name) != changed.get(name)} == of("tr0 tr1", "rates")
+
+
 # ------------------------------------------------------------------------------------------------------- a few real steps
 
 TRAINED = {"debug": True, "replicas": 1, "lr": 5e-3, "finetuning_lr": 5e-3, "warmup_epochs": 0}
@@ -431,21 +462,21 @@ def train(tmp_path_factory):
 
     def trained(items: tuple) -> tuple[dict[str, Tensor], dict]:
         weights: dict[str, Tensor] = {}
+        runs = []
         learn = main.learn
 
-        def noting_learn(run, exp, task, phase, new_images):
-            learn(run, exp, task, phase, new_images)
+        def noting_learn(run, exp, task, phase):
+            learn(run, exp, task, phase)
+            runs.append(run)
             stage = {"training": "tr", "finetuning": "ft"}[phase.name]
             weights[f"{stage}{run.position.task}"] = flat_weights(run.model)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(main, "learn", noting_learn)
             patch.setattr(Store, "save", lambda store, state, **named: None)
-            patch.setattr(recipe, "load", LOAD)
-            build, models = main.models.build, []
-            patch.setattr(main.models, "build", lambda options, **how: models.append(build(options, **how)) or models[-1])
+            patch.setattr(experiment, "load", LOAD)
             summary = run_of(replace(Options(), **dict(items)), tmp_path_factory.mktemp("run"))
-        weights["end"] = flat_weights(models[-1])
+        weights["end"] = flat_weights(runs[-1].model)
         return weights, summary
 
     cached = functools.cache(trained)
@@ -490,7 +521,7 @@ FIRST_DIFFERENCE = [  # option, what both runs have beside BASE and TRAINED, the
         True,
         "tr0",
     ),  # new models are drawn for every task
-    ("weight_align", {**PLAIN, **UNFINETUNED}, True, "end"),
+    ("weight_align", {**PLAIN, **UNFINETUNED}, True, "tr1"),
     ("nme", {**PLAIN, **UNFINETUNED}, True, None),
     ("dist_eval", {}, True, None),
     ("drop_path", {}, 0.5, "tr0"),

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from stored import arrays
 
-from continual.errors import OptionsError
-from continual.rehearsal import RULES, Memory, closest, furthest, icarl, in_turn, random
+from continual.errors import CheckpointError, OptionsError
+from continual.registry import RULES
+from continual.rehearsal import Memory, choose, closest, furthest, icarl, in_turn, random
+from continual.tasks import Task
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -25,14 +27,14 @@ def test_choices_of_the_released_code(rule, k):
     stored = arrays("herding")
     for label, expected in enumerate(stored[f"{rule}/{k}"]):
         of_class = np.flatnonzero(stored["targets"] == label)
-        chosen = RULES[rule](stored["features"][of_class].astype(np.float64), k, rng())
+        chosen = RULES.find(rule)(stored["features"][of_class].astype(np.float64), k, rng())
         assert of_class[chosen].tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["random", "closest", "furthest", "icarl"])
 @pytest.mark.parametrize("k", [0, 1, 5, 12, 40])
 def test_rules_give_as_many_different_images_as_there_are(rule, k):
-    chosen = RULES[rule](features(), k, rng())
+    chosen = RULES.find(rule)(features(), k, rng())
     assert len(chosen) == min(k, 12)
     assert len(set(chosen.tolist())) == len(chosen)
     assert set(chosen.tolist()) <= set(range(12))
@@ -40,7 +42,7 @@ def test_rules_give_as_many_different_images_as_there_are(rule, k):
 
 @pytest.mark.parametrize("rule", ["closest", "furthest", "icarl"])
 def test_a_smaller_memory_is_the_beginning_of_a_larger_one(rule):
-    assert RULES[rule](features(), 4, rng()).tolist() == RULES[rule](features(), 9, rng(1))[:4].tolist()
+    assert RULES.find(rule)(features(), 4, rng()).tolist() == RULES.find(rule)(features(), 9, rng(1))[:4].tolist()
 
 
 def test_closest_and_furthest_of_points_on_a_line():
@@ -69,6 +71,52 @@ def test_herding_begins_with_the_most_central_direction():
 def test_herding_of_equal_images_ends(nb):
     assert sorted(icarl(np.ones((nb, 4)), nb, rng()).tolist()) == list(range(nb))
     assert sorted(icarl(np.zeros((nb, 4)), nb, rng()).tolist()) == list(range(nb))
+
+
+@pytest.fixture
+def own_rule():
+    """Registers a rule for the length of a test."""
+    yield lambda rule: RULES.add("mine", rule)
+    RULES.remove("mine")
+
+
+LABELS = np.array([7, 3, 7, 3, 7, 7])
+
+
+def test_exemplars_of_every_class_as_rows():
+    x = np.array([[0.0], [0.0], [10.0], [4.0], [4.0], [5.0]])
+    assert [rows.tolist() for rows in choose("closest", x, LABELS, k=2, seed=lambda label: 0)] == [[1, 3], [5, 4]]
+    drawn = [choose("random", None, LABELS, k=2, seed=lambda label, start=start: start + label) for start in range(30)]
+    assert {tuple(sorted(rows.tolist())) for rows, _ in drawn} == {(1, 3)}
+    assert {row for _, rows in drawn for row in rows.tolist()} == {0, 2, 4, 5}
+
+
+def test_a_rule_of_ones_own(own_rule):
+    asked = []
+
+    def last(features, k, rng):
+        asked.append((features.dtype, k))
+        return np.arange(len(features))[::-1]  # more than were asked for
+
+    own_rule(last)
+    chosen = choose("mine", np.zeros((6, 2), np.float32), LABELS, k=3, seed=lambda label: 0)
+    assert [rows.tolist() for rows in chosen] == [[3, 1], [5, 4, 2]] and asked == [(np.float64, 3)] * 2
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [[0, 9], [-1, 0], [0.0, 1.0], [[0], [1]], [True, False], 0, None, "a", ["0", "1"]],
+    ids=repr,
+)
+def test_a_rule_that_gives_nonsense_is_refused(own_rule, nonsense):
+    own_rule(lambda features, k, rng: nonsense)
+    with pytest.raises(OptionsError, match="selection rule mine: gives no indices of the 2 images of a class"):
+        choose("mine", np.zeros((6, 2)), LABELS, k=2, seed=lambda label: 0)
+
+
+def test_an_unknown_rule_is_answered_with_the_nearest():
+    with pytest.raises(OptionsError, match="no selection rule 'closets'; the nearest is closest"):
+        choose("closets", np.zeros((6, 2)), LABELS, k=2, seed=lambda label: 0)
 
 
 def test_several_choices_take_turns():
@@ -140,6 +188,29 @@ def test_one_memory_is_seen_by_every_replica():
     memory = Memory(4)
     put(memory, [0, 1], nb_each=2)
     assert all(memory.view(replica).tolist() == [0, 1, 2, 3] for replica in range(3))
+
+
+def test_exemplars_are_samples_like_any():
+    memory = Memory(4)
+    with pytest.raises(ValueError, match="the memory is empty"):
+        _ = memory.samples
+    put(memory, [0, 1], nb_each=2)
+    assert [part.tolist() for part in memory.samples] == [[0, 1, 100, 101], [0, 0, 1, 1], [0] * 4]
+
+
+def test_it_knows_a_task_once_it_has_its_exemplars():
+    memory = Memory(4)
+    assert not memory.knows(Task(0, 0, 2))
+    put(memory, [0, 1], nb_each=1)
+    assert memory.knows(Task(0, 0, 2)) and not memory.knows(Task(1, 2, 2))
+
+
+def test_memories_kept_apart_for_others_are_refused():
+    memory = Memory(8, nb_replicas=2)
+    for replica in (0, 1):
+        put(memory, [0], nb_each=2, replica=replica)
+    with pytest.raises(CheckpointError, match=r"those of 2 replica\(s\); the options ask for 1"):
+        Memory(8).load_state_dict(memory.state_dict())
 
 
 def test_a_memory_too_small_is_refused():

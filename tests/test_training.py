@@ -11,11 +11,11 @@ from torch import Tensor
 from continual.convit import ConViT
 from continual.dytox import DyTox, freeze, rename_released
 from continual.losses import binary_cross_entropy, paper_objective
-from continual.options import Optimisation
+from continual.options import OptimOptions
 from continual.tasks import Task
 from continual.training.optim import build_optimizer
 
-OPTIMISATION = Optimisation(opt="adamw", weight_decay=1e-6)
+OPTIMISATION = OptimOptions(opt="adamw", weight_decay=1e-6)
 LR, FINETUNING_LR = 1e-3, 5e-4
 
 

@@ -23,6 +23,8 @@ METHODS = {
     "DyTox+": ["options/model/digits_dytox_plus.yaml"],
     "DyTox": [MODEL],
     "WA": [MODEL, "options/baseline/wa.yaml"],
+    "BiC": [MODEL, "options/baseline/bic.yaml"],
+    "DER without pruning": [MODEL, "options/baseline/der.yaml"],
     "PODNet's distillation": [MODEL, "options/baseline/podnet.yaml"],
     "iCaRL": [MODEL, "options/baseline/icarl.yaml"],
     "rehearsal": [MODEL, "options/baseline/rehearsal.yaml"],
