@@ -135,13 +135,12 @@ def nb_steps(phase):
 
 
 def kills(method, tasks):
-    """Faults one after the other, each met by what resumed after the one before: at the start of the second task, at the last
-    step of each of its phases, and while its exemplars are chosen.
+    """Faults one after the other, each met by what resumed after the one before: at the last step of each phase of the second
+    task, and while its exemplars are chosen.
     """
     first, second = (method.steps(task) for task in tasks[:2])
     phases = [step for step in first if isinstance(step, Phase)]
-    done = resumed_from = sum(map(nb_steps, phases))
-    found = [f"kill:phase:{len(phases) + 1}"]
+    done, resumed_from, found = sum(map(nb_steps, phases)), 0, []
     for step in second:
         if isinstance(step, Remembering):
             found += ["kill:exemplars:2"] if method.options.rehearsal.memory_size else []
