@@ -21,12 +21,11 @@ FOUR = [*THREE_TASKS, "--replicas", "4", "--replicas-at-once", "1", "--memory-si
 @pytest.mark.parametrize(
     "more",
     [
-        ["--drop-path", "0"],
         ["--drop-path", "0.3", "--distributed-memory", "--dist-eval", "--memory-size", "80"],
         ["--drop-path", "0", "--sam-rho", "0.05", "--clip-grad", "1"],
         ["--model", "timm:test_resnet", "--input-size", "32", "--freeze-ft", "sab", "--freeze-eval"],
     ],
-    ids=["shared memory", "distributed memory, drop path", "SAM", "batch norm"],
+    ids=["distributed memory, drop path", "SAM", "batch norm"],
 )
 def test_one_two_and_four_processes(more, tmp_path):
     found = {}

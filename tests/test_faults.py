@@ -56,8 +56,8 @@ def status(folder):
 @pytest.mark.parametrize(
     "place",
     [
-        *("data:3", "forward:11", "backward:6", "step:8", "evaluation:14", "exemplars:8", "finetuning:1", "task change:2"),
-        *("end:1", "end:2", "writing:9", "rename:15", "rename:5", "manifest:4"),
+        *("data:3", "backward:6", "evaluation:14", "exemplars:8", "finetuning:1", "task change:2"),
+        *("end:1", "end:2", "writing:9", "rename:15", "manifest:4"),
     ],
 )
 def test_killed_anywhere(place, tmp_path, undisturbed):

@@ -86,28 +86,26 @@ def test_lwf_on_two_processes_and_resumed(script, tmp_path):
     assert told.count("\n") == 1 and "there is no method 'lwf'" in told
 
 
-def test_a_loss(script, tmp_path):
-    argv = [*TINY, "--extra-losses", "decorrelated", "--extra-loss-weights", "0.1"]
-    first, *_, last = alone(script("decorrelated"), argv, tmp_path)
-    assert first["loss_decorrelated"] > 0 and "loss_decorrelated" not in last  # it is of training, not of finetuning
+def test_a_loss_an_encoder_a_rule_and_a_metric_in_one_run(script, tmp_path):
+    """Each script of the README as it stands, but that the last one alone runs main.py."""
+    names = ("decorrelated", "small", "spread", "worst")
+    together = script("worst")
+    together.write_text("\n".join(SCRIPTS[name].replace("continual.main()", "") for name in names) + "continual.main()\n")
+    argv = [*TINY, "--extra-losses", "decorrelated", "--extra-loss-weights", "0.1", "--model", "small"]
+    lines = alone(together, [*argv, "--rehearsal", "spread_all"], tmp_path)
 
-
-def test_an_encoder(script, tmp_path):
-    alone(script("small"), [*TINY, "--model", "small"], tmp_path)
-    weights = states(checkpoints(tmp_path))["task-2-finished"]["model"]["weights"]
-    assert "encoder.stages.1.weight" in weights and not any("sabs" in name for name in weights)
-
-
-def test_a_selection_rule(script, tmp_path):
-    alone(script("spread"), [*TINY, "--rehearsal", "spread_all"], tmp_path)
-    assert len(states(checkpoints(tmp_path))["task-2-finished"]["memory"]["y"]) == 100
-
-
-def test_a_metric(script, tmp_path):
-    lines = alone(script("worst"), TINY, tmp_path)
+    assert lines[0]["loss_decorrelated"] > 0 and "loss_decorrelated" not in lines[-1]  # of training, not of finetuning
+    last = states(checkpoints(tmp_path))["task-2-finished"]
+    assert "encoder.stages.1.weight" in last["model"]["weights"] and not any(
+        "sabs" in name for name in last["model"]["weights"]
+    )
+    assert len(last["memory"]["y"]) == 100
     assert all(line["worst"] == pytest.approx(min(line["acc_per_task"]) / 100, abs=1e-4) for line in lines)
     summary = json.loads((logs(tmp_path) / "summary.json").read_text())
     assert summary["worst"] == lines[-1]["worst"] and "worst_known" in summary
+    manifest = json.loads(next(checkpoints(tmp_path).glob("*task-2-finished.json")).read_text())
+    told = ["encoder small", "loss decorrelated", "metric worst", "selection rule spread"]
+    assert manifest["identity"]["registered"] == told
 
 
 # --------------------------------------------------------------------------------------------------------- a notebook
