@@ -9,6 +9,7 @@ import torch
 
 from continual.data.samples import Samples
 from continual.errors import CheckpointError, OptionsError
+from continual.options import RehearsalOptions
 from continual.registry import RULES
 from continual.tasks import Task
 
@@ -102,6 +103,15 @@ class Memory:
     y: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     t: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     replica: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    @classmethod
+    def of(cls, options: RehearsalOptions, nb_classes: int, replicas: int) -> "Memory":
+        """An empty memory as the options say it, for `nb_classes` in all: one for all replicas, or one each."""
+        return cls(
+            options.memory_size,
+            nb_classes=nb_classes if options.fixed_memory else None,
+            nb_replicas=replicas if options.distributed_memory else 1,
+        )
 
     def __len__(self) -> int:
         return len(self.y)

@@ -71,12 +71,8 @@ class Experiment:
 
     def empty_memory(self) -> Memory:
         """A memory as the options say it, for all replicas or one each. Raises OptionsError if a class would find no room."""
-        rehearsal, nb_classes = self.options.rehearsal, self.benchmark.nb_classes
-        empty = Memory(
-            rehearsal.memory_size,
-            nb_classes=nb_classes if rehearsal.fixed_memory else None,
-            nb_replicas=self.replicas if rehearsal.distributed_memory else 1,
-        )
+        nb_classes = self.benchmark.nb_classes
+        empty = Memory.of(self.options.rehearsal, nb_classes, self.replicas)
         empty.check(nb_classes)
         if empty.memory_size and empty.quota(nb_classes) < 2 and self.method.held_out(self.tasks[-1]):
             raise OptionsError(f"memory_size: {empty.memory_size} is one exemplar a class at last; none can be held out")

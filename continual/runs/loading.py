@@ -56,12 +56,7 @@ def _trained(options: Options, state: dict[str, Any], identity: dict[str, Any]) 
     method = method_of(options, tasks, replicas=replicas)
     model = restored(method, state["model"]).eval()
     method.load_state_dict(state.get("method", {}))
-    rehearsal = options.rehearsal
-    memory = Memory(
-        rehearsal.memory_size,
-        nb_classes=sum(sizes) if rehearsal.fixed_memory else None,
-        nb_replicas=replicas if rehearsal.distributed_memory else 1,
-    )
+    memory = Memory.of(options.rehearsal, sum(sizes), replicas)
     memory.load_state_dict(state["memory"])
     nb_known = sum(model.classes)
     names = [str(row["name"]) for row in state.get("classes", [])] or list(map(str, identity["class_order"]))
