@@ -2,6 +2,9 @@
 
 A key is a few integers and words, such as (seed, "train", task, epoch, replica, position). The same key gives the same draw
 in any worker, on any process, before or after a resume; so no random state needs to be stored.
+
+Two ways to draw: `seeded` for code that draws from the generators of Python, NumPy and torch; `row_keys` and `uniform` for
+whole batches at once, by integer arithmetic alone, so that every device draws the same.
 """
 
 import hashlib
@@ -11,6 +14,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio, as a signed number: the step of SplitMix64
 
 
 def seed_of(*key: int | str) -> int:
@@ -36,3 +42,31 @@ def seeded(*key: int | str) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def row_keys(*key: int | str, rows: Tensor) -> Tensor:
+    """One key for each row: rows (n,) int64, such as positions in an epoch -> (n,) int64."""
+    return _scrambled(rows * GOLDEN + seed_of(*key))
+
+
+def uniform(keys: Tensor, number: int | Tensor) -> Tensor:
+    """The draw of that number of every key, from [0, 1): float64, as keys and number broadcast (both int64).
+
+    SplitMix64 (Steele et al., OOPSLA 2014) used as a counter-based generator: a draw needs no other before it.
+    """
+    step = (number + 1) * GOLDEN
+    if isinstance(step, int):
+        step = (step + 2**63) % 2**64 - 2**63
+    return _shifted(_scrambled(keys + step), 11).double() * 2.0**-53
+
+
+def _scrambled(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser; integers wrap around at 64 bits."""
+    x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - 2**64)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """x >> bits of an unsigned number; torch's integers are signed."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from continual import randomness
 from continual.randomness import seed_of, seeded
 
 
@@ -72,3 +73,34 @@ def test_keys_nest():
         with seeded(2):
             draw()
         assert [first, draw()] == expected
+
+
+def test_draws_of_a_batch_are_those_of_splitmix64():
+    def reference(key: int, number: int) -> float:
+        x = (key + (number + 1) * 0x9E3779B97F4A7C15) % 2**64
+        for bits, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x ^ (x >> bits)) * factor % 2**64
+        return ((x ^ (x >> 31)) >> 11) * 2.0**-53
+
+    keys = randomness.row_keys(1, "train", rows=torch.arange(5))
+    expected = [[reference(key, number) for number in (0, 1, 2**40)] for key in keys.tolist()]
+    assert randomness.uniform(keys[:, None], torch.tensor([0, 1, 2**40])).tolist() == expected
+
+
+def test_draws_of_a_batch_are_uniform_and_apart():
+    keys = randomness.row_keys(0, "train", rows=torch.arange(50_000))
+    draws = torch.stack([randomness.uniform(keys, number) for number in range(4)])
+    assert keys.unique().numel() == 50_000
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert (torch.histc(draws, 20, 0, 1) / 10_000 - 1).abs().max() < 0.05
+    assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 0.02
+    other = randomness.row_keys(1, "train", rows=torch.arange(50_000))
+    assert torch.corrcoef(torch.stack([draws[0], randomness.uniform(other, 0)]))[0, 1].abs() < 0.02
+
+
+def test_the_draw_of_a_row_does_not_depend_on_the_batch():
+    keys = randomness.row_keys(0, "train", rows=torch.arange(100))
+    assert torch.equal(
+        randomness.uniform(keys, 3)[41:], randomness.uniform(randomness.row_keys(0, "train", rows=torch.arange(41, 100)), 3)
+    )
