@@ -94,7 +94,7 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase) -> None:
             for _, nb_images in trainer.steps(epoch, run.position.step):
                 bar.step(nb_images * distributed.nb_processes(), trainer.sums.means)
                 run.move(step=run.position.step + 1)
-                exp.stop_if_asked(run, task)
+                exp.stop_if_asked(run, task, after_step=True)
                 exp.save_if_due(run, task)
 
         run.last = {"epoch": epoch, "phase": phase.name, "lr": trainer.lr, "losses": trainer.sums.means()}

@@ -7,9 +7,11 @@ Letters:  B batch   N patches   s = sqrt(N) patches a side   D embed_dim   H hea
 """
 
 import torch
-from timm.layers import Attention, DropPath
+from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from continual.randomness import draws
 
 
 class ScaleNorm(nn.Module):
@@ -49,6 +51,24 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., ECCV 2016): in training, an update is left out with probability `rate`, or scaled up.
+
+    (B, ..., D), one draw for each row of the first dimensions `drawn`: 1 for each image, 2 for each image and task.
+    """
+
+    def __init__(self, rate: float, drawn: int = 1):
+        super().__init__()
+        self.rate, self.drawn = rate, drawn
+
+    def forward(self, update: Tensor) -> Tensor:
+        if not self.rate or not self.training:
+            return update
+        shape = update.shape[: self.drawn]
+        kept = draws(shape[0], shape[1:].numel(), update.device) >= self.rate
+        return update * (kept / (1 - self.rate)).to(update.dtype).view(*shape, *[1] * (update.ndim - self.drawn))
 
 
 def split_heads(x: Tensor, nb_heads: int) -> Tensor:
@@ -106,7 +126,7 @@ class GPSA(nn.Module):
         # and the position scores, the same for every image, are computed once.
         by_patch = F.scaled_dot_product_attention(q, k, v)
         position = self.pos_proj(self.positions).permute(2, 0, 1).softmax(dim=-1)  # (N, N, H) -> (H, N, N)
-        by_position = position.to(v.dtype) @ v
+        by_position = torch.einsum("hnm,bhmd->bhnd", position.to(v.dtype), v)
 
         return self.proj(merge_heads(((1 - gate) * by_patch + gate * by_position).to(v.dtype)))
 
@@ -186,16 +206,12 @@ class TAB(nn.Module):
         self.attn = ClassAttention(dim, nb_heads)
         self.norm2 = NORMS[norm](dim)
         self.mlp = MLP(dim)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path, drawn=2)  # for each (image, task) apart, as when tasks pass one after another
 
     def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
         """tokens (B or 1, T, D), patches (B, N, D) -> (B, T, D). LN1 works row by row, so LN1([token, x]) is taken apart."""
-        tokens = tokens + self._drop(self.attn(self.norm1(tokens), self.norm1(patches)))
-        return tokens + self._drop(self.mlp(self.norm2(tokens)))
-
-    def _drop(self, update: Tensor) -> Tensor:
-        """DropPath draws for each (image, task) apart, as when the tasks pass one after another."""
-        return self.drop_path(update.flatten(0, 1)).view_as(update)
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), self.norm1(patches)))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
 def init_weights(module: nn.Module) -> None:

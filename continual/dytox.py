@@ -4,12 +4,13 @@ Letters:  B batch   N patches   D embed_dim   H heads   T tasks seen   C^t class
 """
 
 import re
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from continual.convit import TAB, ConViT, init_weights
 
@@ -40,6 +41,19 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return self.head(self.norm(x.to(self.head.weight.dtype)))
+
+
+def each_its_own(heads: Sequence[Classifier], tokens: Tensor) -> Tensor:
+    """Every classifier on its own token, all as one batched product: (B, T, D) -> (B, T |C^t|); all of one size."""
+    if len(heads) == 1:
+        return heads[0](tokens[:, 0])
+    with torch.autocast(tokens.device.type, enabled=False):
+        x = tokens.to(heads[0].head.weight.dtype)
+        scale, shift = (torch.stack([getattr(head.norm, name) for head in heads]) for name in ("weight", "bias"))  # (T, D)
+        x = F.layer_norm(x, x.shape[-1:], eps=heads[0].norm.eps) * scale + shift
+        weight, bias = (torch.stack([getattr(head.head, name) for head in heads]) for name in ("weight", "bias"))
+        logits = torch.baddbmm(bias[:, None], x.transpose(0, 1), weight.transpose(1, 2))  # (T, B, |C^t|)
+    return logits.transpose(0, 1).flatten(1)
 
 
 class DyTox(nn.Module):
@@ -117,6 +131,8 @@ class DyTox(nn.Module):
         if self.ind_clf == "":
             return self.heads[0](tokens.flatten(1))
         reads_all, predicts_all = self.ind_clf[0] == "n", self.ind_clf[2] == "n"
+        if not reads_all and not predicts_all:
+            return torch.cat([each_its_own(heads, part) for heads, part in self._of_one_size(tokens)], dim=1)
         logits = [head(tokens[:, : t + 1].flatten(1) if reads_all else tokens[:, t]) for t, head in enumerate(self.heads)]
         if not predicts_all:
             return torch.cat(logits, dim=1)
@@ -124,6 +140,14 @@ class DyTox(nn.Module):
         per_task = [each.split(self.classes[: t + 1], dim=1) for t, each in enumerate(logits)]
         nb_tasks = len(per_task)
         return torch.cat([torch.stack([per_task[i][t] for i in range(t, nb_tasks)]).mean(0) for t in range(nb_tasks)], dim=1)
+
+    def _of_one_size(self, tokens: Tensor) -> Iterator[tuple[list[Classifier], Tensor]]:
+        """The classifiers, those of as many classes one behind the other together, each with its token: (B, T', D)."""
+        first = 0
+        for _, group in groupby(self.heads, key=lambda head: head.head.out_features):
+            heads = list(group)
+            yield heads, tokens[:, first : first + len(heads)]
+            first += len(heads)
 
     @torch.no_grad()
     def attention(self, images: Tensor) -> Tensor:

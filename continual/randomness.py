@@ -9,8 +9,8 @@ whole batches at once, by integer arithmetic alone, so that every device draws t
 
 import hashlib
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 
 import numpy as np
 import torch
@@ -31,13 +31,21 @@ def seeded(*key: int | str) -> Iterator[None]:
 
     The generators of accelerators are not touched: seed those with `torch.manual_seed(seed_of(...))`.
     """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = seed_of(*key)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
-    try:
+    with closing(seeded_in_turn([key])) as turns:
+        next(turns)
         yield
+
+
+def seeded_in_turn(keys: Iterable[tuple[int | str, ...]]) -> Generator[None]:
+    """`seeded` for one key after another, whose states are kept and put back only once: exhaust or close it."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        for key in keys:
+            seed = seed_of(*key)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.default_generator.manual_seed(seed)
+            yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
@@ -58,6 +66,40 @@ def uniform(keys: Tensor, number: int | Tensor) -> Tensor:
     if isinstance(step, int):
         step = (step + 2**63) % 2**64 - 2**63
     return _shifted(_scrambled(keys + step), 11).double() * 2.0**-53
+
+
+_rows: "_Rows | None" = None  # whose draws are being made
+
+
+class _Rows:
+    """Keys of the rows of a batch, and how many draws were made of them."""
+
+    def __init__(self, keys: tuple[Tensor, ...]):
+        self.keys = {len(each): each for each in keys}
+        self.nb_draws = 0
+
+
+@contextmanager
+def drawing(*keys: Tensor) -> Iterator[None]:
+    """Inside, `draws` takes what it draws for a row from the row's key: (n,) int64, for every number of rows that may come.
+
+    So an image's draws do not depend on which other images, or whose replica's, are in its batch.
+    """
+    global _rows
+    before, _rows = _rows, _Rows(keys)
+    try:
+        yield
+    finally:
+        _rows = before
+
+
+def draws(nb_rows: int, nb: int, device: torch.device) -> Tensor:
+    """Draw from [0, 1), `nb` times for each row: (nb_rows, nb). Outside of `drawing`, from torch's generator of that device."""
+    if _rows is None or nb_rows not in _rows.keys:
+        return torch.rand(nb_rows, nb, device=device)
+    numbers = torch.arange(nb, device=device) + _rows.nb_draws
+    _rows.nb_draws += nb
+    return uniform(_rows.keys[nb_rows][:, None], numbers)
 
 
 def _scrambled(x: Tensor) -> Tensor:

@@ -1,26 +1,29 @@
-"""The images of one set of samples, opened and transformed one by one."""
+"""The images of one set of samples: opened and transformed one by one, or many at once where they lie in memory."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from continual.data.opening import open_rgb
+from continual.data.samplers import Draw
 from continual.data.samples import Samples, Split
 from continual.errors import DataError, one_line
-from continual.randomness import seeded
+from continual.randomness import row_keys, seeded_in_turn
 
 
 class Images(Dataset):
-    """Opens and transforms samples.
+    """Opens and transforms samples, one by one.
 
-    `images[index]` and `images[index, key]` give (the transform's output, label). With a key, a tuple of integers and
-    words, whatever the transform draws depends on that key alone. `upright`: files are turned as their EXIF orientation says.
+    `images[index]` gives (the transform's output, label), `images.__getitems__(draw)` a list of them, for which whatever the
+    transform draws depends on the image's key alone. upright: files are turned as their EXIF orientation says. finish: what
+    is still to be done to a batch of the transform's outputs, on the device.
 
     Raises:
         DataError: an image that cannot be read; the message names its path and index.
@@ -33,8 +36,9 @@ class Images(Dataset):
         *,
         root: str | None = None,
         upright: bool = True,
+        finish: Callable[[Tensor], Tensor] = lambda images: images,
     ) -> None:
-        self.samples = samples
+        self.samples, self.finish = samples, finish
         self.transform = transform
         self.root = root
         self.upright = upright
@@ -42,14 +46,15 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self.samples.y)
 
-    def __getitem__(self, item: int | tuple[int, tuple[int | str, ...]]) -> tuple[torch.Tensor, int]:
-        index, key = item if isinstance(item, tuple) else (item, None)
-        image, label = self._open(int(index)), int(self.samples.y[index])
-        if key is None:
-            return self.transform(image), label
-        # NumPy's integers print differently from Python's, and a key counts by how it prints.
-        with seeded(*(part if isinstance(part, str) else int(part) for part in key)):
-            return self.transform(image), label
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self._open(int(index))), int(self.samples.y[index])
+
+    def __getitems__(self, draw: Draw) -> list[tuple[torch.Tensor, int]]:
+        if draw.key is None:
+            return [self[index] for index in draw.indices]
+        opened = ((self._open(int(index)), int(self.samples.y[index])) for index in draw.indices)
+        keys = [(*draw.key, int(position)) for position in draw.positions]
+        return [(self.transform(image), label) for (image, label), _ in zip(opened, seeded_in_turn(keys), strict=True)]
 
     def _open(self, index: int) -> Image.Image:
         x = self.samples.x[index]
@@ -62,6 +67,45 @@ class Images(Dataset):
             raise
         except Exception as error:
             raise DataError(f"cannot read the image {path} (index {index}): {one_line(error)}") from error
+
+
+class InMemory:
+    """Samples that lie in memory, all of one size: on the device as uint8 pixels, transformed many at once.
+
+    view: (pixels (B, H, W, 3) uint8, keys (B,) int64 on the CPU or None) -> images (B, 3, S, S) float32; see
+    continual/data/augmentation.py. What a view draws for an image depends on the image's key alone, so it does not matter
+    which images are transformed together.
+    """
+
+    AT_ONCE = 2**20  # pixels transformed together, at least: calls of few images would take as long
+
+    def __init__(self, samples: Samples, view: Callable[[Tensor, Tensor | None], Tensor], *, device: torch.device):
+        self.samples, self.view = samples, view
+        self.pixels = view.prepared(torch.from_numpy(np.ascontiguousarray(samples.x)).to(device))
+        self.labels = torch.from_numpy(samples.y).to(device)
+
+    def __len__(self) -> int:
+        return len(self.samples.y)
+
+    def batches(self, draws: Iterable[Draw]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels of every draw, on the device."""
+        room = max(1, self.AT_ONCE // (self.pixels.shape[1] * self.pixels.shape[2]))
+        together: list[Draw] = []
+        for draw in draws:
+            together.append(draw)
+            if sum(len(each.indices) for each in together) >= room:
+                yield from self._transformed(together)
+                together = []
+        if together:
+            yield from self._transformed(together)
+
+    def _transformed(self, draws: list[Draw]) -> Iterator[tuple[Tensor, Tensor]]:
+        rows = torch.from_numpy(np.concatenate([draw.indices for draw in draws])).to(self.labels.device, non_blocking=True)
+        keys = None
+        if draws[0].key is not None:
+            keys = torch.cat([row_keys(*draw.key, rows=torch.from_numpy(draw.positions)) for draw in draws])
+        sizes = [len(draw.indices) for draw in draws]
+        return zip(self.view(self.pixels[rows], keys).split(sizes), self.labels[rows].split(sizes), strict=True)
 
 
 def full_path(path: str, root: str | None) -> str:

@@ -5,6 +5,7 @@ A replica is one lane of data parallelism in the recipe, whatever process carrie
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,16 +58,27 @@ def released_drop_last(nb_samples: int, nb_replicas: int, batch_size: int) -> bo
 
 SAMPLERS = {"repeated": repeated_augmentation, "shuffled": shuffled, "sequential": sequential}
 
-Item = tuple[int, tuple[int | str, ...]]  # an index, and the key of its augmentation
+
+class Draw(NamedTuple):
+    """The images of one batch, and what their augmentation depends on.
+
+    indices: int array (B,), into the data set. key, positions: the augmentation of image i is drawn by (*key, positions[i]);
+    positions int array (B,). A key of None: nothing is random.
+    """
+
+    indices: np.ndarray
+    key: tuple[int | str, ...] | None
+    positions: np.ndarray
 
 
-class StepSampler(Sampler[list[Item]]):
+class StepSampler(Sampler[Draw]):
     """The batches of one process: for each step, one batch for each of its replicas, in turn.
 
     sampler: a name in SAMPLERS.
     views: for each replica of the recipe, the indices of the data set it may see (all views of one length).
     own_replicas: the replicas that this process carries.
     key: what the augmentation depends on, besides the epoch, the replica and the position in the epoch.
+    nb_epochs: how many there are to deal out, one after another without a pause.
     most_steps: end an epoch early, for a trial.
     drop_last: drop the last partial batch of a sequential epoch, too, where the released code does (`released_drop_last`).
     no_single: for models whose batch norm trains, which cannot on one image alone: a last batch of one image joins the batch
@@ -84,12 +96,13 @@ class StepSampler(Sampler[list[Item]]):
         own_replicas: Sequence[int],
         batch_size: int,
         key: tuple,
+        nb_epochs: int = 1,
         most_steps: int | None = None,
         drop_last: bool = False,
         no_single: bool = False,
     ):
         self.sampler, self.views, self.own_replicas = sampler, views, list(own_replicas)
-        self.batch_size, self.key = batch_size, key
+        self.batch_size, self.key, self.nb_epochs = batch_size, key, nb_epochs
         self.epoch, self.first_step = 0, 0
         nb_samples, nb_replicas = len(views[0]), len(views)
         length = SAMPLERS[sampler](nb_samples, nb_replicas, 0).shape[1]
@@ -113,20 +126,27 @@ class StepSampler(Sampler[list[Item]]):
         """The epoch to deal out next, and the step to begin it at."""
         self.epoch, self.first_step = epoch, first_step
 
-    def __len__(self) -> int:
-        return (self.nb_steps - self.first_step) * len(self.own_replicas)
+    def steps_left(self) -> Iterator[tuple[int, int]]:
+        """Epoch and step of all that is to be dealt out, from where `set_epoch` says; later calls of it change nothing here."""
+        epoch, first = self.epoch, self.first_step
+        left = [(epoch, first), *((later, 0) for later in range(epoch + 1, self.nb_epochs))]
+        return ((epoch, step) for epoch, first in left for step in range(first, self.nb_steps))
 
-    def __iter__(self) -> Iterator[list[Item]]:
-        order = SAMPLERS[self.sampler](len(self.views[0]), len(self.views), self.epoch)
-        if self.doubled:
-            order = np.concatenate([order, np.roll(order, -1, axis=0)], axis=1)
-        for step in range(self.first_step, self.nb_steps):
-            positions = range(self.bounds[step], self.bounds[step + 1])
+    def __iter__(self) -> Iterator[Draw]:
+        order, of_epoch = None, None
+        for epoch, step in self.steps_left():
+            if epoch != of_epoch:
+                order, of_epoch = self._order(epoch), epoch
+            positions = np.arange(self.bounds[step], self.bounds[step + 1])
             for replica in self.own_replicas:
-                yield [(int(self.views[replica][order[replica, i]]), (*self.key, self.epoch, replica, i)) for i in positions]
+                yield Draw(self.views[replica][order[replica, positions]], (*self.key, epoch, replica), positions)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = SAMPLERS[self.sampler](len(self.views[0]), len(self.views), epoch)
+        return np.concatenate([order, np.roll(order, -1, axis=0)], axis=1) if self.doubled else order
 
 
-class MemorySampler(Sampler[list[Item]]):
+class MemorySampler(Sampler[Draw]):
     """Batches of exemplars beside those of a StepSampler: for each step and replica, `nb_draws` batches.
 
     Each is drawn without replacement (if there are enough exemplars) from the replica's memory, by the step's key alone.
@@ -136,16 +156,13 @@ class MemorySampler(Sampler[list[Item]]):
     def __init__(self, main: StepSampler, views: Sequence[np.ndarray], *, nb_draws: int, name: str = "memory"):
         self.main, self.views, self.nb_draws, self.name = main, views, nb_draws, name
 
-    def __len__(self) -> int:
-        return len(self.main) * self.nb_draws
-
-    def __iter__(self) -> Iterator[list[Item]]:
+    def __iter__(self) -> Iterator[Draw]:
         main = self.main
-        for step in range(main.first_step, main.nb_steps):
+        positions = np.arange(main.batch_size)
+        for epoch, step in main.steps_left():
             for replica in main.own_replicas:
                 for draw in range(self.nb_draws):
-                    key = (*main.key, self.name, main.epoch, replica, step, draw)
+                    key = (*main.key, self.name, epoch, replica, step, draw)
                     view = self.views[replica]
                     rng = np.random.default_rng(seed_of(*key))
-                    chosen = rng.choice(view, size=main.batch_size, replace=len(view) < main.batch_size)
-                    yield [(int(index), (*key, i)) for i, index in enumerate(chosen)]
+                    yield Draw(rng.choice(view, size=main.batch_size, replace=len(view) < main.batch_size), key, positions)

@@ -132,21 +132,6 @@ def replicas_of_this_process(replicas: int) -> range:
     return range(rank() * share, (rank() + 1) * share)
 
 
-def average(tensors: Iterable[Tensor]) -> None:
-    """Average tensors of any shapes over the processes, in place, all in one go.
-
-    One buffer, always laid out alike: so a sum is rounded in the same way before and after a resume. (DistributedDataParallel
-    lays its buckets out anew after its first step, and with more than two processes that changes the last bits.)
-    """
-    if not dist.is_initialized():
-        return
-    tensors = list(tensors)
-    flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-    sum_over_processes(flat).div_(nb_processes())
-    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.detach().copy_(mean.view_as(tensor))
-
-
 def batch_norms(model: nn.Module) -> list[nn.Module]:
     """The layers that keep running statistics of their batches."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]

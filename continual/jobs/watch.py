@@ -65,6 +65,10 @@ class StopSignal:
                 os.write(2, f"\nstopping as soon as the step under way is done and saved{again}\n".encode())
         self.interrupted = True
 
+    def is_requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.requested
+
     def agreed(self) -> bool:
         """Whether any process was asked to stop. All processes must call it together, and get the same answer."""
         if not dist.is_initialized():
@@ -77,6 +81,9 @@ class StopSignal:
 
 class Never:
     """The signal of a run that nobody but an exception stops."""
+
+    def is_requested(self) -> bool:
+        return False
 
     def agreed(self) -> bool:
         return False

@@ -12,7 +12,6 @@ from continual.options.schema import (
     MAY_DIFFER,
     MEAN,
     NOT_NEGATIVE,
-    OPPOSITES,
     PATHS,
     PER_CALL,
     POSITIVE,

@@ -25,8 +25,8 @@ from continual.files import replacing
 from continual.options import own
 from continual.options.schema import (
     FIELDS,
+    FOLLOWS,
     IGNORED,
-    OPPOSITES,
     PATHS,
     PER_CALL,
     SECTIONS,
@@ -184,8 +184,8 @@ def _layer(entries: Iterable[Entry]) -> Layer:
         layer[key] = checked(f, value, where, path=key in PATHS), where
         if key == "method":
             _check_method(layer[key][0], where)
-    opposites = {OPPOSITES[key]: (not layer[key][0], layer[key][1]) for key in OPPOSITES if key in layer}
-    return opposites | layer  # two equal opposites are left for RehearsalOptions to refuse
+    following = {other: (says(layer[key][0]), layer[key][1]) for key, (other, says) in FOLLOWS.items() if key in layer}
+    return following | layer  # two that contradict each other are left for their section to refuse
 
 
 def _check_method(method: str, where: str) -> None:

@@ -233,12 +233,24 @@ class OptimOptions(Section):
     replicas: int | None = option(
         None, "data-parallel width of the recipe, whatever runs it; default: the number of processes", COUNT
     )
-    replicas_at_once: int = option(
-        1, "most replicas that a process takes through the model in one batch; more is faster, takes more memory", COUNT
+    replicas_at_once: int | None = option(
+        None,
+        "most replicas that a process takes through the model in one batch; default: all of them, up to a million pixels and "
+        "where only rounding changes; 1: the same bits on any number of processes",
+        COUNT,
     )
     epochs: int = option(500, "epochs of each task after the first", COUNT)
     base_epochs: int = option(500, "epochs of the first task", COUNT)
-    no_amp: bool = option(False, "float32 throughout; off: automatic mixed precision")
+    no_amp: bool = option(False, "float32 throughout: the same as amp: off")
+    amp: str = option(
+        "auto",
+        "precision of the model's products: off (float32), tf32 (on CUDA), bf16 or fp16 (mixed); auto: bf16, or fp16 on a GPU "
+        "without it",
+        choices=("auto", "off", "tf32", "bf16", "fp16"),
+    )
+    compile: bool = option(False, "compile the training step (torch.compile, CUDA graphs on a GPU); rounds differently")
+    deterministic: bool = option(True, "on CUDA, only kernels that add up in a fixed order; off: faster, and no two runs alike")
+    channels_last: bool = option(False, "images and convolutions in channels-last layout, which is faster for CNNs")
     opt: str = option("adamw", "optimizer, by timm's name", choices=OPTIMIZERS)
     opt_eps: float | None = option(1e-8, "epsilon of the optimizer; none: its own", POSITIVE)
     opt_betas: tuple[float, ...] | None = option(None, "two betas of the optimizer; none: its own", BELOW_ONE)
@@ -278,12 +290,20 @@ class OptimOptions(Section):
         multistep = self.sched == "multistep"
         require(bool(at) or not multistep, "sched, decay_milestones", "multistep needs decay_milestones, one or more")
         require(multistep or not at, "decay_milestones, sched", f"they are of sched: multistep, not {self.sched}")
+        reason = f"one says float32, the other {self.amp}"
+        require(not self.no_amp or self.amp in ("auto", "off"), "amp, no_amp", reason)
 
 
 @dataclass(frozen=True)
 class AugmentOptions(Section):
     """augmentation"""
 
+    augment: str = option(
+        "batched",
+        "how images in memory are augmented: batched, many at once as tensors, or pillow, one by one as files always are; the "
+        "same distributions, other draws",
+        choices=("batched", "pillow"),
+    )
     hflip: float = option(0.5, "probability of a horizontal flip", PROBABILITY)
     aa: str | None = option("rand-m9-mstd0.5-inc1", "RandAugment policy, as timm writes it; none: colour jitter")
     color_jitter: float = option(0.4, "strength of the colour jitter, where aa is none", NOT_NEGATIVE)
@@ -585,7 +605,12 @@ class Options:
 
 SECTIONS: dict[str, type[Section]] = {f.name: f.type for f in fields(Options) if f.name != "own"}
 FIELDS: dict[str, dataclasses.Field] = {f.name: f for section in SECTIONS.values() for f in fields(section)}
-OPPOSITES = {"distributed_memory": "global_memory", "global_memory": "distributed_memory"}
+FOLLOWS: dict[str, tuple[str, Callable[[Any], Any]]] = {  # a key -> another that says the same, and how
+    "distributed_memory": ("global_memory", lambda value: not value),
+    "global_memory": ("distributed_memory", lambda value: not value),
+    "no_amp": ("amp", lambda value: "off" if value else "auto"),
+    "amp": ("no_amp", lambda value: value == "off"),
+}
 
 PER_CALL = frozenset({"options", "resume", "resume_anyway", "start_task", "eval"})  # of one call, not of the experiment
 MAY_DIFFER = PER_CALL | {

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from continual.data import identity, material, transforms
-from continual.data.images import Images
+from continual.data import augmentation, identity, material, transforms
+from continual.data.images import Images, InMemory
 from continual.data.material import Material
 from continual.data.normalisation import normalised
 from continual.data.samples import Samples
@@ -28,7 +28,7 @@ from continual.runs.checkpoint import Store, as_identity
 from continual.runs.folders import Place
 from continual.runs.run import Run
 from continual.tasks import Task
-from continual.training import evaluation
+from continual.training import evaluation, precision
 from continual.training.loading import Loading
 from continual.training.trainer import Trainer
 
@@ -53,7 +53,7 @@ class Experiment:
     loading: Loading
     store: Store | None
     stop: watch.StopSignal
-    images: Callable[..., Images]  # (samples, augment=bool)
+    images: Callable[..., Images | InMemory]  # (samples, augment=bool)
 
     def __post_init__(self) -> None:
         self.new_images: Callable[[int], Samples] = lru_cache(1)(self.benchmark.train)
@@ -103,6 +103,7 @@ class Experiment:
             key=self.key(phase.name, task.index),
             teacher=run.teacher,
             epochs_done=run.position.epoch,
+            requested=self.stop.is_requested,
         )
 
     def moment(self, run: Run, task: Task, *, may_stop: bool = False) -> Moment:
@@ -176,12 +177,13 @@ class Experiment:
         if due:
             self.save(run, task)
 
-    def stop_if_asked(self, run: Run, task: Task, *, saved: bool = False) -> None:
+    def stop_if_asked(self, run: Run, task: Task, *, saved: bool = False, after_step: bool = False) -> None:
         """If any process was asked to stop: save where we are, unless that is `saved`, and leave. Raises Preempted.
 
-        After every step, evaluated batch and phase; all processes must call it together.
+        After every step, evaluated batch and phase; all processes must call it together. after_step: they have told each
+        other already, with the gradients.
         """
-        if not self.stop.agreed():
+        if not (run.trainer.asked_to_stop() if after_step else self.stop.agreed()):
             return
         if self.store is None:
             raise Preempted("stopped before the evaluation was done")
@@ -195,6 +197,9 @@ def prepare(options: Options, place: Place, store: Store | None, here: Here) -> 
     """Benchmark, method and transforms, by all processes together."""
     benchmark = benchmark_of(options)
     replicas = options.optim.replicas or distributed.nb_processes()
+    amp = precision.chosen("off" if options.optim.no_amp else options.optim.amp, here.device)
+    precision.set_products(amp)
+    loading = Loading(here.device, options.data.num_workers, options.data.pin_mem, amp=amp)
     distributed.replicas_of_this_process(replicas)  # refused if the processes do not divide them
     return Experiment(
         options=options,
@@ -203,10 +208,10 @@ def prepare(options: Options, place: Place, store: Store | None, here: Here) -> 
         benchmark=benchmark,
         tasks=benchmark.tasks[: options.run.max_task],
         replicas=replicas,
-        loading=Loading(here.device, options.data.num_workers, options.data.pin_mem, amp=not options.optim.no_amp),
+        loading=loading,
         store=store,
         stop=here.stop,
-        images=images_of(options, benchmark),
+        images=images_of(options, benchmark, here.device),
     )
 
 
@@ -231,23 +236,27 @@ def benchmark_of(options: Options) -> Benchmark:
     return normalised(benchmark, data, input_size=options.model.input_size)
 
 
-def images_of(options: Options, benchmark: Benchmark) -> Callable[..., Images]:
+def images_of(options: Options, benchmark: Benchmark, device: torch.device) -> Callable[..., Images | InMemory]:
     """A function (samples, augment=bool) -> the images as tensors, with the augmentations of training or in the plain view."""
     augment, side = options.augment, options.model.input_size
     pixels = {"input_size": side, "mean": benchmark.mean, "std": benchmark.std}
-    augmented = transforms.train_transform(
+    random = {
         **pixels,
-        aa=augment.aa,
-        color_jitter=augment.color_jitter,
-        hflip=augment.hflip,
-        interpolation=augment.train_interpolation,
-        reprob=augment.reprob,
-        remode=augment.remode,
-        recount=augment.recount,
-    )
-    plain = transforms.test_transform(**pixels)
+        "aa": augment.aa,
+        "color_jitter": augment.color_jitter,
+        "hflip": augment.hflip,
+        "interpolation": augment.train_interpolation,
+        "reprob": augment.reprob,
+        "remode": augment.remode,
+        "recount": augment.recount,
+    }
+    one_by_one = transforms.train_transform(**random), transforms.test_transform(**pixels)
+    many_at_once = augmentation.train_view(**random), augmentation.plain_view(**pixels)
+    batched = augment.augment == "batched"
 
-    def images(samples: Samples, *, augment: bool) -> Images:
-        return Images(samples, augmented if augment else plain, root=benchmark.root, upright=benchmark.upright)
+    def images(samples: Samples, *, augment: bool) -> Images | InMemory:
+        if batched and samples.x.dtype == np.uint8:
+            return InMemory(samples, many_at_once[not augment], device=device)
+        return Images(samples, one_by_one[not augment], root=benchmark.root, upright=benchmark.upright)
 
     return images

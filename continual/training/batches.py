@@ -1,16 +1,17 @@
 """The batches of a step: the phase's own, and beside them those of the memory and of images held out; on the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from continual.data.mixing import Mixing
 from continual.data.samplers import StepSampler
-from continual.training.loading import Loading
+from continual.training.loading import Loader
+
+MOST_PIXELS = 2**20  # of several replicas in one batch: 1,024 images of 32 x 32, or 20 of 224 x 224
 
 
 class Batch(NamedTuple):
@@ -21,6 +22,7 @@ class Batch(NamedTuple):
     images: Tensor  # (B, 3, S, S)
     targets: Tensor  # (B,) labels or (B, C_all) soft
     weight: float
+    rows: tuple[int, ...]  # images of each replica
     held_out: tuple[Tensor, Tensor] | None = None  # images held out of training and their labels, for losses that need them
 
 
@@ -43,7 +45,7 @@ class FromMemory:
     replayed ones, which share the rest.
     """
 
-    loader: DataLoader
+    loader: Loader
     sam_first: bool = False  # SAM climbs along the memory's gradient
     sam_second: bool = False  # SAM steps along the memory's gradient
     nb_replays: int = 0
@@ -55,31 +57,31 @@ class Batches:
 
     loader: over a StepSampler, whose batches come replica by replica. held_out: loader of one batch for each of them, of the
     images held out. replicas_at_once: how many of the process's replicas go through the model in one batch; the rest follow
-    one after another, their gradients added up.
+    one after another, their gradients added up. None: as many as have a million pixels.
     """
 
     def __init__(
         self,
-        loader: DataLoader,
+        loader: Loader,
         *,
-        loading: Loading,
         mixing: Mixing | None = None,
         memory: FromMemory | None = None,
-        held_out: DataLoader | None = None,
-        replicas_at_once: int = 1,
+        held_out: Loader | None = None,
+        replicas_at_once: int | None = 1,
     ):
-        self.loader, self.loading, self.mixing = loader, loading, mixing
+        self.loader, self.mixing = loader, mixing
         self.memory, self.held_out, self.replicas_at_once = memory, held_out, replicas_at_once
         self.sampler: StepSampler = loader.batch_sampler
+        self._streams: tuple[Iterator | None, ...] = ()  # of all epochs to come: what is prefetched outlives an epoch
+        self._stands: tuple[int, int] | None = None  # epoch and step of what they give next
 
     def __iter__(self) -> Iterator[Step]:
         sampler, memory = self.sampler, self.memory
         key = (*sampler.key, sampler.epoch)
-        own = self.loading.start(self.loader)
-        exemplars = self.loading.start(memory.loader) if memory else None
-        held_out = self.loading.start(self.held_out) if self.held_out else None
+        own, exemplars, held_out = self._streams_from(sampler.epoch, sampler.first_step)
         replays = memory is not None and memory.nb_replays > 0
         for step in range(sampler.first_step, sampler.nb_steps):
+            self._stands = None
             main = self._next(own, "mixing", step, weight=memory.weight_new if replays else 1.0, held_out=held_out)
             nb_images = sum(len(each.images) for each in main)
             drawn = []
@@ -90,23 +92,38 @@ class Batches:
                 main += [each._replace(weight=each.weight * (1 - memory.weight_new)) for each in drawn]
             first = drawn if memory and memory.sam_first else main
             second = drawn if memory and memory.sam_second else main
+            last = step + 1 == sampler.nb_steps
+            self._stands = (sampler.epoch + 1, 0) if last else (sampler.epoch, step + 1)
             yield Step((*key, step), f"epoch {sampler.epoch + 1}, step {step + 1}", main, first, second, nb_images)
+
+    def _streams_from(self, epoch: int, step: int) -> tuple[Iterator | None, ...]:
+        """Batches of the phase's images, of the memory, and of those held out, from there on."""
+        if self._stands != (epoch, step) or epoch >= self.sampler.nb_epochs:
+            loaders = self.loader, self.memory and self.memory.loader, self.held_out
+            self._streams = tuple(iter(loader) if loader else None for loader in loaders)
+        return self._streams
 
     def _next(
         self, batches: Iterator, what: str, step: int, *, nb_draws: int = 1, weight: float, held_out: Iterator | None = None
     ) -> list[Batch]:
         """The next batches of every replica, mixed, several replicas in one; they count `weight` in all for each draw."""
         key = (*self.sampler.key, self.sampler.epoch, what)
-        replicas, to_device = self.sampler.own_replicas, self.loading.to_device
-        drawn = [[(r, *to_device(next(batches))) for _ in range(nb_draws)] for r in replicas]
-        held = [to_device(next(held_out)) for _ in replicas] if held_out else []
+        replicas = self.sampler.own_replicas
+        drawn = [[(r, *next(batches)) for _ in range(nb_draws)] for r in replicas]
+        held = [next(held_out) for _ in replicas] if held_out else []
+        at_once = self.replicas_at_once or max(1, MOST_PIXELS // drawn[0][0][1][:, 0].numel())
         taken = []
         for draw, of_replicas in enumerate(zip(*drawn, strict=True)):
             mixed = [(r, *(self.mixing(x, y, (*key, r, step, draw)) if self.mixing else (x, y))) for r, x, y in of_replicas]
-            for start in range(0, len(mixed), self.replicas_at_once):
-                group = slice(start, start + self.replicas_at_once)
+            for start in range(0, len(mixed), at_once):
+                group = slice(start, start + at_once)
                 numbers, images, targets = zip(*mixed[group], strict=True)
                 part = weight * len(numbers) / len(mixed)
-                of_held = tuple(torch.cat(parts) for parts in zip(*held[group], strict=True)) if held else None
-                taken.append(Batch(numbers[0], f"{what} {draw}", torch.cat(images), torch.cat(targets), part, of_held))
+                of_held = tuple(_joined(parts) for parts in zip(*held[group], strict=True)) if held else None
+                rows = tuple(map(len, images))
+                taken.append(Batch(numbers[0], f"{what} {draw}", _joined(images), _joined(targets), part, rows, of_held))
         return taken
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

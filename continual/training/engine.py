@@ -1,7 +1,7 @@
 """The steps of an epoch: gradients of every batch, SAM, the update."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,12 +9,66 @@ from torch import Tensor, nn
 
 from continual.errors import NonFiniteLoss
 from continual.jobs import distributed
+from continual.jobs.reduction import Reduction
 from continual.losses import Objective
-from continual.randomness import seed_of
+from continual.randomness import drawing, row_keys, seed_of
 from continual.sam import Sam, gradient_norm
 from continual.training.batches import Batch, Step
 from continual.training.loading import Loading
 from continual.training.optim import trained
+from continual.training.precision import LossScale
+
+
+class Listener:
+    """What the host hears of the steps: whether all was finite, and whether some process was asked to stop.
+
+    late: hear it one step later, when the device has long been done, instead of waiting for it. The update of a step that is
+    not finite, and all after it, are then left out on the device (the optimizer's `found_inf`).
+    requested: whether this process was asked to stop.
+    """
+
+    def __init__(self, *, late: bool = False, requested: Callable[[], bool] = lambda: False):
+        self.late, self.requested = late, requested
+        self.asked = False  # whether any process was asked to stop, as far as is heard; the same on every process
+        self._open: list[tuple[str, dict[str, Tensor], _Sent]] = []
+        self._bad: Tensor | None = None
+
+    def hear(self, losses: dict[str, Tensor], asked: Tensor, norm: Tensor, where: str, optimizer: torch.optim.Optimizer) -> None:
+        """Of one gradient, reduced. norm: of the gradient. Raises NonFiniteLoss, of this step or if `late` of an earlier one."""
+        figures = torch.stack([losses["total"].float(), norm.float(), asked.float()])
+        if self.late:
+            bad = (~figures.isfinite().all()).float()
+            self._bad = bad if self._bad is None else torch.maximum(self._bad, bad)
+            optimizer.found_inf = self._bad
+        self._open.append((where, losses, _Sent(figures)))
+        self.settle(still_open=1 if self.late else 0)
+
+    def settle(self, still_open: int = 0) -> None:
+        """Wait for what was not heard yet. Raises NonFiniteLoss."""
+        while len(self._open) > still_open:
+            where, losses, sent = self._open.pop(0)
+            total, norm, asked = sent.arrived()
+            self.asked |= asked > 0
+            if not math.isfinite(total + norm):
+                named = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+                what = "gradient" if math.isfinite(total) else "loss"
+                raise NonFiniteLoss(f"the {what} is not finite at {where}: {named}")
+
+
+class _Sent:
+    """Numbers on their way from the device to the host."""
+
+    def __init__(self, values: Tensor):
+        self.values, self.event = values, None
+        if values.is_cuda:
+            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def arrived(self) -> list[float]:
+        if self.event is not None:
+            self.event.synchronize()
+        return self.values.tolist()
 
 
 def train_one_epoch(
@@ -25,66 +79,97 @@ def train_one_epoch(
     loading: Loading,
     sam: Sam | None = None,
     clip_grad: float | None = None,
+    scale: LossScale | None = None,
+    listener: Listener | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], int]]:
     """Train on the steps that are left of an epoch; yields the named losses and the number of images after every update.
 
+    scale: of the loss, for float16; a step whose gradient overflows with it is left out. listener: kept from epoch to epoch.
     Raises NonFiniteLoss on every process, before the update.
     """
-    model = objective.model
+    parameters = trained(objective.model)
+    passes = Passes(objective, Reduction(parameters), loading=loading, scale=scale, listener=listener or Listener())
     for step in steps:
         climbs = sam is not None and sam.perturbs()
-        losses = backward(objective, step.first if climbs else step.main, loading=loading, key=step.key)
-        stop_if_not_finite(losses, model, step.where)
-        if climbs:
+        losses, norm = passes(step.first if climbs else step.main, step.key, step.where, optimizer)
+        if climbs and norm is not None:
             sam.perturb()
-            perturbed = backward(objective, step.second, loading=loading, key=(*step.key, "sam"))
-            stop_if_not_finite(perturbed, model, f"{step.where}, at SAM's perturbed point")
+            _, norm = passes(step.second, (*step.key, "sam"), f"{step.where}, at SAM's perturbed point", optimizer)
             sam.restore()
-        elif sam is not None:
+        elif sam is not None and norm is not None:
             sam.reuse()
-        if clip_grad:
-            nn.utils.clip_grad_norm_(trained(model), clip_grad)
-        optimizer.step()
+        if norm is not None:
+            if clip_grad:
+                nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm if sam is None else gradient_norm(parameters))
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield losses, step.nb_images
 
 
-def backward(objective: Objective, batches: list[Batch], *, loading: Loading, key: tuple) -> dict[str, Tensor]:
-    """Add up the gradients of the process's batches, then average over processes. Returns the losses of all, so weighed.
+class Passes:
+    """Forward and backward passes of one epoch: calling it leaves the mean gradient of a step's batches in `p.grad`."""
 
-    Every pass seeds the model's random draws with its own key, so that they do not depend on which process carries it.
-    Does not check for NaN; the caller does.
-    """
-    model, mean = objective.model, {}
-    for replica, name, images, targets, weight, held_out in batches:
-        torch.manual_seed(seed_of(*key, "model", name, replica))
-        with loading.precision(), gathering_statistics(model, replica == 0):
-            losses = objective(images, targets, held_out)
-        (losses["total"] * weight).backward()
-        for loss, value in losses.items():
-            mean[loss] = mean.get(loss, 0.0) + value.detach() * weight
-    together = torch.stack(list(mean.values()))
-    distributed.average([together, *(p.grad for p in trained(model) if p.grad is not None)])
-    return dict(zip(mean, together, strict=True))
+    def __init__(
+        self, objective: Objective, reduction: Reduction, *, loading: Loading, scale: LossScale | None, listener: Listener
+    ):
+        self.objective, self.reduction, self.loading = objective, reduction, loading
+        self.scale, self.listener = scale, listener
+        self.norms = [m for m in distributed.batch_norms(objective.model) if m.training and m.track_running_stats]
+
+    def __call__(
+        self, batches: list[Batch], key: tuple, where: str, optimizer: torch.optim.Optimizer
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The losses, averaged over batches and processes, and the norm of the gradient.
+
+        The norm is None if the loss's scale was too large for float16, and there is no gradient to follow. Every pass seeds
+        the model's random draws with its own key, so that they do not depend on which process carries it.
+        """
+        mean, words = {}, None
+        for number, batch in enumerate(batches, start=1):
+            losses = self._forward(batch, key)
+            for loss, value in losses.items():
+                mean[loss] = mean.get(loss, 0.0) + value.detach() * batch.weight
+            total = losses["total"] * batch.weight
+            if self.scale is not None:
+                total = self.scale.scaled(total)
+            if number < len(batches):
+                total.backward()
+            else:
+                asked = mean["total"].new_tensor(float(self.listener.requested()))
+                words = self.reduction.backward(total, torch.stack([*mean.values(), asked]))
+        *values, asked = words.unbind()
+        losses = dict(zip(mean, values, strict=True))
+        parameters = self.reduction.parameters
+        follows = self.scale is None or self.scale.unscale(parameters, losses["total"])
+        norm = gradient_norm(parameters) if follows else torch.zeros_like(losses["total"])
+        self.listener.hear(losses, asked, norm, where, optimizer)
+        return losses, norm if follows else None
+
+    def _forward(self, batch: Batch, key: tuple) -> dict[str, Tensor]:
+        torch.manual_seed(seed_of(*key, "model", batch.name, batch.replica))
+        keys = [_row_keys(batch, batch.rows, key)]
+        if batch.held_out is not None:
+            nb = len(batch.rows)
+            keys.append(_row_keys(batch, [len(batch.held_out[1]) // nb] * nb, (*key, "held out")))
+        with self.loading.precision(), drawing(*keys), gathering_statistics(self.norms, batch.replica == 0):
+            return self.objective(batch.images, batch.targets, batch.held_out)
+
+
+def _row_keys(batch: Batch, rows: Sequence[int], key: tuple) -> Tensor:
+    """The key of every image's draws in the model, whatever batch it stands in. rows: images of each replica."""
+    of_replicas = [
+        row_keys(*key, "model", batch.name, replica, rows=torch.arange(nb)) for replica, nb in enumerate(rows, batch.replica)
+    ]
+    return torch.cat(of_replicas).to(batch.images.device, non_blocking=True)
 
 
 @contextmanager
-def gathering_statistics(model: nn.Module, gathers: bool) -> Iterator[None]:
-    """Whether batch norm's running statistics take in the batches inside: those of replica 0 alone do, whatever carries it."""
-    norms = [m for m in distributed.batch_norms(model) if m.training and m.track_running_stats and not gathers]
-    for norm in norms:
+def gathering_statistics(norms: list[nn.Module], gathers: bool) -> Iterator[None]:
+    """Whether batch norms' running statistics take in the batches inside: those of replica 0 alone do, whatever carries it."""
+    for norm in norms if not gathers else ():
         norm.track_running_stats = False  # it still normalises by the batch
     try:
         yield
     finally:
         for norm in norms:
             norm.track_running_stats = True
-
-
-def stop_if_not_finite(losses: dict[str, Tensor], model: nn.Module, where: str) -> None:
-    """Raise NonFiniteLoss if the loss or its gradient, the same on every process, is NaN or infinite."""
-    if math.isfinite(float(losses["total"] + gradient_norm(trained(model)))):
-        return
-    what = "gradient" if math.isfinite(float(losses["total"])) else "loss"
-    named = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
-    raise NonFiniteLoss(f"the {what} is not finite at {where}: {named}")

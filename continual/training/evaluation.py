@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
+from continual.data.images import Images, InMemory
+from continual.data.samplers import Draw
 from continual.dytox import Outputs
 from continual.jobs import distributed
 from continual.metrics import Scores
@@ -45,7 +46,7 @@ def rounds(nb_samples: int, batch_size: int, *, spread: bool, rank: int | None =
 
 
 def one_pass(
-    dataset: Dataset,
+    dataset: Images | InMemory,
     batch_size: int,
     *,
     loading: Loading,
@@ -59,18 +60,18 @@ def one_pass(
     round, by all processes together, so that they can agree to leave.
     """
     own = rounds(len(dataset), batch_size, spread=spread)
-    items = [[i if key is None else (i, (*key, i)) for i in batch] for batch in own if batch]
-    loaded = loading.start(loading.loader(dataset, items))
+    draws = [Draw(np.array(batch), key, np.array(batch)) for batch in own if batch]
+    loaded = iter(loading.loader(dataset, draws))
     for indices in own:
         before_batch()
         if indices:
-            yield indices, *loading.to_device(next(loaded))
+            yield indices, *next(loaded)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Images | InMemory,
     tasks: Sequence[Task],
     *,
     loading: Loading,
@@ -106,10 +107,10 @@ def evaluate(
     return Scores.from_lists(counts.tolist())
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def extract_features(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Images | InMemory,
     *,
     loading: Loading,
     batch_size: int,

@@ -4,16 +4,19 @@ import errno
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
+from continual.data.images import Images, InMemory
+from continual.data.samplers import Draw
 from continual.errors import DataError, LoadingFailed
 from continual.jobs import watch
+from continual.training.precision import autocast
 
 FORK = "fork" if sys.platform == "linux" else None  # at once, and without a server between, which a signal could end
 
@@ -25,39 +28,55 @@ class Loading:
     device: torch.device
     num_workers: int = 0
     pin_mem: bool = False
-    amp: bool = False  # bfloat16 autocast
+    amp: str = "off"  # precision: off, tf32, bf16 or fp16; see training/precision.py
 
-    def loader(self, dataset: Dataset, batches: Sampler | Sequence, *, persistent: bool = False) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_mem and self.device.type == "cuda",
-            persistent_workers=persistent and self.num_workers > 0,
-            generator=torch.Generator(),  # its own: a loader must not draw from the global one
-            multiprocessing_context=FORK if self.num_workers else None,
-        )
+    def loader(self, dataset: Images | InMemory, batches: Iterable[Draw]) -> "Loader":
+        """Images and labels of every batch of the sampler, on the device."""
+        return Loader(dataset, batches, self)
 
-    def start(self, loader: DataLoader) -> Iterator[list[Tensor]]:
-        """The loader's batches, from workers that no SIGTERM or Ctrl-C reaches. Raises LoadingFailed if they cannot start.
+    def precision(self) -> AbstractContextManager:
+        return autocast(self.amp, self.device)
+
+
+class Loader:
+    """The batches of a sampler, `batch_sampler`, as images and labels on the device; those of files come from workers."""
+
+    def __init__(self, dataset: Images | InMemory, batches: Iterable[Draw], loading: Loading):
+        self.dataset, self.batch_sampler, self.loading = dataset, batches, loading
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raises LoadingFailed if the workers cannot start."""
+        if isinstance(self.dataset, InMemory):
+            return self.dataset.batches(self.batch_sampler)
+        return map(self._on_device, self._started())
+
+    def _on_device(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
+        images, labels = (part.to(self.loading.device, non_blocking=True) for part in batch)
+        return self.dataset.finish(images), labels
+
+    def _started(self) -> Iterator[list[Tensor]]:
+        """Workers that no SIGTERM or Ctrl-C reaches.
 
         A scheduler or a terminal sends these to every process of a job, and they must go on until their own one has saved.
         """
+        nb = self.loading.num_workers
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=self.batch_sampler,
+            num_workers=nb,
+            pin_memory=self.loading.pin_mem and self.loading.device.type == "cuda",
+            generator=torch.Generator(),  # its own: a loader must not draw from the global one
+            multiprocessing_context=FORK if nb else None,
+        )
         before = signal.pthread_sigmask(signal.SIG_BLOCK, watch.STOP_SIGNALS)  # which the workers inherit
         try:
             return iter(loader)
         except (OSError, RuntimeError) as error:
-            if self.num_workers and not isinstance(error, torch.OutOfMemoryError):
-                raise _of_workers(error, self.num_workers) from error
+            if nb and not isinstance(error, torch.OutOfMemoryError):
+                raise _of_workers(error, nb) from error
             raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def to_device(self, batch: Sequence[Tensor]) -> list[Tensor]:
-        return [part.to(self.device, non_blocking=True) for part in batch]
-
-    def precision(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
 
 
 WORKERS_FAILED = re.compile(

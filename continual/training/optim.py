@@ -19,6 +19,9 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
+FUSED = ("adamw", "adam", "sgd", "momentum", "nesterov")  # those that torch updates in one kernel, on every device
+
+
 def build_optimizer(model: nn.Module, options: OptimOptions, lr: float) -> torch.optim.Optimizer:
     """timm's optimizer `opt` on what is not frozen; weight decay on tensors of two or more dimensions only."""
     parameters = trained(model)
@@ -26,7 +29,7 @@ def build_optimizer(model: nn.Module, options: OptimOptions, lr: float) -> torch
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    extra = {}
+    extra = {"fused": True} if options.opt in FUSED else {}
     if options.opt_eps is not None and options.opt not in ("sgd", "momentum", "nesterov", "lion"):
         extra["eps"] = options.opt_eps
     if options.opt_betas:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from continual.data import material as sets
+from continual.data.images import Images, InMemory
 from continual.data.material import Material
 from continual.data.samplers import MemorySampler, StepSampler
 from continual.data.samples import Samples
@@ -17,12 +17,15 @@ from continual.dytox import freeze
 from continual.errors import OptionsError, some
 from continual.jobs import distributed
 from continual.losses import Objective
+from continual.registry import LOSSES
 from continual.sam import Sam
 from continual.tasks import Phase
 from continual.training import engine
 from continual.training.batches import Batches, FromMemory
-from continual.training.loading import Loading
+from continual.training.engine import Listener
+from continual.training.loading import Loader, Loading
 from continual.training.optim import Schedule, build_optimizer, trained
+from continual.training.precision import LossScale
 
 
 @dataclass
@@ -52,8 +55,9 @@ class Sums:
 class Trainer:
     """Trains a model for one phase, epoch by epoch.
 
-    model: images -> Outputs; what the phase freezes is frozen here. images: (Samples, augment=bool) -> a Dataset of tensors and
-    labels. key: the start of the key of every random draw. teacher: for losses that need one. epochs_done: how many lie behind.
+    model: images -> Outputs; what the phase freezes is frozen here. images: (Samples, augment=bool) -> Images or InMemory.
+    key: the start of the key of every random draw. teacher: for losses that need one. epochs_done: how many lie behind.
+    requested: whether this process was asked to stop.
     Raises OptionsError if the phase freezes a part that the model does not have.
 
         trainer = Trainer(model, phase, material, images=images, loading=Loading(torch.device("cpu")))
@@ -68,11 +72,12 @@ class Trainer:
         phase: Phase,
         material: Material,
         *,
-        images: Callable[..., Dataset],
+        images: Callable[..., Images | InMemory],
         loading: Loading,
         key: tuple = (),
         teacher: nn.Module | None = None,
         epochs_done: int = 0,
+        requested: Callable[[], bool] = lambda: False,
     ):
         self.model, self.phase, self.loading, self._images, self._key = model, phase, loading, images, key
         if missing := set(phase.frozen) - model.parts().keys():
@@ -89,16 +94,18 @@ class Trainer:
         if phase.sam:
             how = {"look_every": phase.sam.look_every, "look_alpha": phase.sam.look_alpha}
             self.sam = Sam(trained(model), rho=phase.sam.rho, adaptive=phase.sam.adaptive, **how)
+        self.scale = LossScale() if loading.amp == "fp16" else None
+        late = loading.device.type == "cuda" and self.optimizer.defaults.get("fused", False)
+        self.listener = Listener(late=late, requested=requested)
         self.objective = Objective(model, phase.losses, teacher=teacher, held_out=material.nb_held > 0)
         samples, views = phase.data(material)
         self.sampler = self._sampler(views)
         self.batches = Batches(
             self._loader(samples, self.sampler),
-            loading=loading,
             mixing=phase.mixing,
             memory=self._from_memory(material),
             held_out=self._held_out(material) if self.objective.held_out else None,
-            replicas_at_once=phase.optim.replicas_at_once,
+            replicas_at_once=phase.optim.replicas_at_once or self._replicas_at_once(),
         )
 
     @property
@@ -126,18 +133,27 @@ class Trainer:
             loading=self.loading,
             sam=self.sam,
             clip_grad=self.phase.optim.clip_grad,
+            scale=self.scale,
+            listener=self.listener,
         )
         for losses, nb_images in steps:
             self.sums.add(losses)
             yield losses, nb_images
 
+    def asked_to_stop(self) -> bool:
+        """Whether any process was asked to stop, as the last steps told; the same on all processes after the same step."""
+        return self.listener.asked or (distributed.nb_processes() == 1 and self.listener.requested())
+
     def end_epoch(self, epoch: int) -> None:
-        """Move the learning rate on."""
+        """Move the learning rate on. Raises NonFiniteLoss, of a step that was not heard of yet."""
+        self.listener.settle()
         if self.schedule is not None:
             self.schedule.step(epoch, self.sums.means()["total"])
 
     def state_dict(self) -> dict[str, Any]:
-        parts = {"optimizer": self.optimizer, "schedule": self.schedule, "sam": self.sam, "sums": self.sums}
+        """Raises NonFiniteLoss, of a step that was not heard of yet: such a state is not worth keeping."""
+        self.listener.settle()
+        parts = {name: getattr(self, name) for name in ("optimizer", "schedule", "sam", "scale", "sums")}
         return {name: part.state_dict() for name, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -152,13 +168,22 @@ class Trainer:
             own_replicas=distributed.replicas_of_this_process(len(views)),
             batch_size=phase.batch_size,
             key=self._key,
+            nb_epochs=phase.epochs,
             most_steps=phase.most_steps,
             drop_last=phase.drop_last,
             no_single=any(norm.training for norm in distributed.batch_norms(self.model)),
         )
 
-    def _loader(self, samples: Samples, batches: StepSampler | MemorySampler) -> DataLoader:
-        return self.loading.loader(self._images(samples, augment=True), batches, persistent=True)
+    def _replicas_at_once(self) -> int | None:
+        """None, all that the process carries and there is room for, if that changes no number but by rounding; else 1."""
+        model, losses = self.model, self.phase.losses
+        trains_norm = any(norm.training for norm in distributed.batch_norms(model))
+        own_losses = {term.loss.__module__.partition(".")[0] for term in losses.values()} == {"continual"}
+        apart = trains_norm or not own_losses or LOSSES.outside().keys() & losses.keys() or draws_by_batch(model)
+        return 1 if apart else None
+
+    def _loader(self, samples: Samples, batches: StepSampler | MemorySampler) -> Loader:
+        return self.loading.loader(self._images(samples, augment=True), batches)
 
     def _from_memory(self, material: Material) -> FromMemory | None:
         """Batches of the memory for every step: for SAM, or to replay it."""
@@ -175,7 +200,16 @@ class Trainer:
             weight_new=self.phase.weight_new,
         )
 
-    def _held_out(self, material: Material) -> DataLoader:
+    def _held_out(self, material: Material) -> Loader:
         """One batch of the held-out images for every batch of the phase."""
         samples, views = sets.held_out(material)
         return self._loader(samples, MemorySampler(self.sampler, views, nb_draws=1, name="held out"))
+
+
+def draws_by_batch(model: nn.Module) -> bool:
+    """Whether what the model draws in training may depend on the batch that an image is in, not on the image's key alone."""
+    training = [module for module in model.modules() if module.training]
+    foreign = {type(module).__module__.partition(".")[0] for module in training} - {"continual", "torch", "timm"}
+    dropping = [getattr(module, "p", 0) for module in training if isinstance(module, nn.modules.dropout._DropoutNd)]
+    dropping += [getattr(module, "drop_prob", 0) or 0 for module in training]
+    return bool(foreign) or any(dropping)
