@@ -141,7 +141,7 @@ def test_other_randaugment_settings_work():
 
 
 def test_randaugment_fills_with_imagenets_mean_colour_on_any_data():
-    made = transforms._rand_augment("rand-m9-mstd0.5-inc1", input_size=32, interpolation="bicubic")
+    made = transforms.rand_augment("rand-m9-mstd0.5-inc1", input_size=32, interpolation="bicubic")
     assert {op.hparams["img_mean"] for op in made.ops} == {(124, 116, 104)}
     shifted = Image.new("RGB", (32, 32))
     for op in (op for op in made.ops if op.name == "TranslateXRel"):

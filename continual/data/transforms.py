@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import RandAugment, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
 from torchvision import transforms
@@ -24,6 +24,7 @@ Transform = Callable[[Image.Image], torch.Tensor]
 SMALL = 32  # px; up to this side, images are shifted by a few pixels instead of cropped and resized at random
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
 ERASINGS = ("const", "rand", "pixel")
+UNCOVERED = tuple(round(255 * channel) for channel in IMAGENET_DEFAULT_MEAN)  # (124, 116, 104), a grey level per channel
 
 # timm passes over what it cannot read (`rand-foo`, `rand-tfoo`) without a word, hence a check of our own.
 _RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3aw|3a)))*")
@@ -51,19 +52,15 @@ def train_transform(
     Raises:
         OptionsError: `aa`, `interpolation` or `remode` is not a name that timm knows.
     """
-    if interpolation not in INTERPOLATIONS:
-        raise OptionsError(f"train_interpolation: {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
-    if remode not in ERASINGS:
-        raise OptionsError(f"remode: {remode!r} is none of {', '.join(ERASINGS)}")
-
+    check_names(interpolation=interpolation, remode=remode)
     if input_size <= SMALL:
         steps = [_shorter_side(input_size), transforms.RandomCrop(input_size, padding=input_size // 8)]
     else:
         steps = [RandomResizedCropAndInterpolation(input_size, scale=(0.08, 1.0), interpolation=interpolation)]
     if hflip:
         steps.append(transforms.RandomHorizontalFlip(hflip))
-    if aa and aa.lower() != "none":
-        steps.append(_rand_augment(aa, input_size=input_size, interpolation=interpolation))
+    if is_named(aa):
+        steps.append(rand_augment(aa, input_size=input_size, interpolation=interpolation))
     elif color_jitter:
         steps.append(transforms.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
     steps += [transforms.ToTensor(), transforms.Normalize(mean, std)]
@@ -78,9 +75,30 @@ def test_transform(*, input_size: int, mean: tuple[float, float, float], std: tu
     Larger than 32 px: the shorter side is resized to 256/224 of S, then S × S pixels are cut from the centre. Up to
     32 px the shorter side is resized to S itself, which leaves an image of S × S pixels as it is.
     """
-    side = input_size if input_size <= SMALL else input_size * 256 // 224
-    steps = [_shorter_side(side), transforms.CenterCrop(input_size)]
+    steps = [_shorter_side(plain_side(input_size)), transforms.CenterCrop(input_size)]
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+
+def check_names(*, interpolation: str, remode: str) -> None:
+    """Passes over names that timm knows.
+
+    Raises:
+        OptionsError: `interpolation` or `remode` is none of them.
+    """
+    if interpolation not in INTERPOLATIONS:
+        raise OptionsError(f"train_interpolation: {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
+    if remode not in ERASINGS:
+        raise OptionsError(f"remode: {remode!r} is none of {', '.join(ERASINGS)}")
+
+
+def is_named(aa: str | None) -> bool:
+    """Whether there is a RandAugment at all: not where `aa` is empty or "none"."""
+    return bool(aa) and aa.lower() != "none"
+
+
+def plain_side(input_size: int) -> int:
+    """What the shorter side is resized to, in pixels, before the plain view is cut out of the centre."""
+    return input_size if input_size <= SMALL else input_size * 256 // 224
 
 
 def _shorter_side(side: int) -> Transform:
@@ -88,13 +106,17 @@ def _shorter_side(side: int) -> Transform:
     return transforms.Resize(side, interpolation=InterpolationMode.BICUBIC)
 
 
-def _rand_augment(aa: str, *, input_size: int, interpolation: str) -> Callable[[Image.Image], Image.Image]:
-    """timm's RandAugment: shifts up to 0.45 S pixels; uncovered pixels get ImageNet's mean colour on any data, as released."""
+def rand_augment(aa: str, *, input_size: int, interpolation: str) -> RandAugment:
+    """timm's RandAugment: shifts up to 0.45 S pixels; uncovered pixels get ImageNet's mean colour on any data, as released.
+
+    Raises:
+        OptionsError: `aa` is no setting of it.
+    """
     if not _RAND_AUGMENT.fullmatch(aa):
         raise OptionsError(f"aa: {aa!r} is no RandAugment setting such as rand-m9-mstd0.5-inc1, nor none")
     settings = {
         "translate_const": int(input_size * 0.45),
-        "img_mean": tuple(round(255 * channel) for channel in IMAGENET_DEFAULT_MEAN),  # (124, 116, 104)
+        "img_mean": UNCOVERED,
     }
     if interpolation != "random":  # without this key timm draws one of bilinear and bicubic for each image
         settings["interpolation"] = str_to_pil_interp(interpolation)
