@@ -54,21 +54,21 @@ class MLP(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., ECCV 2016): in training, an update is left out with probability `rate`, or scaled up.
+    """Stochastic depth (Huang et al., ECCV 2016): in training, an update is left out with probability `drop_prob`, or scaled up.
 
     (B, ..., D), one draw for each row of the first dimensions `drawn`: 1 for each image, 2 for each image and task.
     """
 
-    def __init__(self, rate: float, drawn: int = 1):
+    def __init__(self, drop_prob: float, drawn: int = 1):
         super().__init__()
-        self.rate, self.drawn = rate, drawn
+        self.drop_prob, self.drawn = drop_prob, drawn
 
     def forward(self, update: Tensor) -> Tensor:
-        if not self.rate or not self.training:
+        if not self.drop_prob or not self.training:
             return update
         shape = update.shape[: self.drawn]
-        kept = draws(shape[0], shape[1:].numel(), update.device) >= self.rate
-        return update * (kept / (1 - self.rate)).to(update.dtype).view(*shape, *[1] * (update.ndim - self.drawn))
+        kept = draws(shape[0], shape[1:].numel(), update.device) >= self.drop_prob
+        return update * (kept / (1 - self.drop_prob)).to(update.dtype).view(*shape, *[1] * (update.ndim - self.drawn))
 
 
 def split_heads(x: Tensor, nb_heads: int) -> Tensor:

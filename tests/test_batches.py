@@ -25,7 +25,7 @@ def batches(*, beside: dict | None = None, held_out: bool = False, **how) -> Bat
         how["memory"] = FromMemory(memory(sampler, nb_draws=max(1, beside.get("nb_replays", 0))), **beside)
     if held_out:
         how["held_out"] = memory(sampler, name="held out")
-    return Batches(CPU.loader(images(24), sampler), loading=CPU, **how)
+    return Batches(CPU.loader(images(24), sampler), **how)
 
 
 def weighed(taken: list[Batch]) -> list[tuple[int, int, float]]:
@@ -40,6 +40,7 @@ def weighed(taken: list[Batch]) -> list[tuple[int, int, float]]:
         (2, [(0, 6, 1 / 2), (2, 6, 1 / 2)]),
         (3, [(0, 9, 3 / 4), (3, 3, 1 / 4)]),
         (8, [(0, 12, 1.0)]),
+        (None, [(0, 12, 1.0)]),
     ],
 )
 def test_replicas_go_together_and_count_alike(at_once, expected):
@@ -58,7 +59,7 @@ def test_batches_begin_in_the_middle():
     made = batches()
     _, second = made
     made.sampler.set_epoch(0, 1)
-    (again,) = made
+    again = next(iter(made))
     assert again.key == second.key and torch.equal(again.main[0].images, second.main[0].images)
     made.sampler.set_epoch(1)
     assert [step.where for step in made] == ["epoch 2, step 1", "epoch 2, step 2"]

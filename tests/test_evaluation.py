@@ -127,7 +127,7 @@ def test_features_of_augmented_images_depend_on_the_key_alone():
 
 def test_bfloat16_evaluates_close_to_float32():
     model, dataset = dytox(), images(40)
-    half = Loading(torch.device("cpu"), amp=True)
+    half = Loading(torch.device("cpu"), amp="bf16")
     full, halved = (evaluate(model, dataset, TASKS, loading=loading, batch_size=16, spread=False) for loading in (CPU, half))
     assert sum(halved.loss_sum) == pytest.approx(sum(full.loss_sum), rel=2e-2) and halved.loss_sum != full.loss_sum
     features = [extract_features(model, dataset, loading=loading, batch_size=16, key=()) for loading in (CPU, half)]

@@ -4,10 +4,12 @@ import errno
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from tiny import images
 
+from continual.data.samplers import Draw
 from continual.errors import DataError, LoadingFailed
 from continual.training.loading import Loading, naming_workers
 
@@ -59,5 +61,5 @@ def test_workers_that_cannot_start(monkeypatch):
     monkeypatch.setattr(os, "fork", none_left)
     loading = Loading(torch.device("cpu"), num_workers=2)
     with pytest.raises(LoadingFailed, match="Resource temporarily unavailable; try fewer workers than --num-workers 2"):
-        loading.start(loading.loader(images(4), [[0, 1]]))
+        iter(loading.loader(images(4), [Draw(np.arange(2), None, np.arange(2))]))
     assert not {signal.SIGTERM, signal.SIGINT} & signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -4,11 +4,11 @@ from dataclasses import replace as with_fields
 
 import pytest
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath as TimmDropPath
 from torch import nn
 
 from continual import methods
-from continual.convit import ConViT, ScaleNorm
+from continual.convit import ConViT, DropPath, ScaleNorm
 from continual.data import material
 from continual.dytox import DyTox, Outputs
 from continual.encoders import TimmEncoder
@@ -246,7 +246,7 @@ def build(*argv: str) -> nn.Module:
 
 def rates(model: nn.Module) -> list[float]:
     """Of every block, in order: the encoder's, then the decoder's."""
-    return [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+    return [module.drop_prob for module in model.modules() if isinstance(module, DropPath | TimmDropPath)]
 
 
 def test_dytox():

@@ -447,7 +447,7 @@ def test_model_files_differ_as_published():
     assert set(difference(base, plus)) == {"options", "mixup"}
     assert set(difference(plus, plusplus)) == {"options", "sam_rho", "sam_adaptive", "sam_skip_first", "sam_mode"}
     imagenet = parse(["--options", str(MODEL / "imagenet_dytox.yaml")])
-    assert set(difference(base, imagenet)) == {"options", "input_size", "patch_size", "no_amp", "eval_every"}
+    assert set(difference(base, imagenet)) == {"options", "input_size", "patch_size", "no_amp", "amp", "eval_every"}
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,11 @@ def images(nb: int, seed: int = 0) -> Images:
     return Images(Samples(x, y, (y >= CLASSES[0]).astype(np.int64)), plain)
 
 
+def dealt(draws) -> list[list[tuple[int, tuple]]]:
+    """The images of every batch, each with its key."""
+    return [[(int(i), (*draw.key, int(at))) for i, at in zip(draw.indices, draw.positions, strict=True)] for draw in draws]
+
+
 def sampler_of(nb: int, *, replicas: int = 1, batch_size: int = 4, mine: range | None = None) -> StepSampler:
     views = [np.arange(nb)] * replicas
     return StepSampler("shuffled", views, own_replicas=mine or range(replicas), batch_size=batch_size, key=(0, "training", 1))

@@ -87,6 +87,11 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.samples.y)
 
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One image, its random draws new each time, and its label."""
+        keys = torch.randint(2**63 - 1, (1,))
+        return self.view(self.pixels[index][None], keys)[0], int(self.samples.y[index])
+
     def batches(self, draws: Iterable[Draw]) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels of every draw, on the device."""
         room = max(1, self.AT_ONCE // (self.pixels.shape[1] * self.pixels.shape[2]))

@@ -4,7 +4,7 @@ No other room knows processes, but for continual/jobs/watch.py: how they end.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar

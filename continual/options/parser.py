@@ -315,15 +315,15 @@ def _add_argument(group: argparse._ArgumentGroup, f: dataclasses.Field) -> None:
     choices = f" ({', '.join(named)})" if (named := [*filter(None, choices_of(f))]) else ""
     text = f"{f.metadata['help'] or f.metadata['refused']}{choices} [{_default(f.default)}]".replace("%", "%%")
     kinds = kinds_of(f.type)
-    if f.name == "no_amp":
+    if f.name == "no_amp":  # --amp is another option, which alone, as it once was, says the opposite
         group.add_argument(flag, action="store_true", dest=f.name, help=text)
-        group.add_argument("--amp", action="store_false", dest=f.name, help="the opposite")
     elif bool in kinds:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, dest=f.name, help=text)
     else:
         several = any(get_origin(kind) is tuple for kind in kinds)
         metavar = "FILE" if f.name == "options" else {int: "N", float: "X", str: "TEXT"}.get(kinds[0], "VALUE")
-        group.add_argument(flag, nargs="*" if several else None, dest=f.name, metavar=metavar, help=text)
+        nargs = {"nargs": "?", "const": f.default} if f.name == "amp" else {"nargs": "*" if several else None}
+        group.add_argument(flag, **nargs, dest=f.name, metavar=metavar, help=text)
 
 
 def _default(value: Any) -> str:

@@ -80,7 +80,9 @@ def _was(stored: dict[str, Any], key: str) -> Any:
     if key in stored:
         return stored[key]
     amp = "off" if stored.get("no_amp") else "auto"
-    return {"method": method_of(stored), "registered": [], "augment": "pillow", "amp": amp}.get(key, as_identity(Options()).get(key))
+    return {"method": method_of(stored), "registered": [], "augment": "pillow", "amp": amp}.get(
+        key, as_identity(Options()).get(key)
+    )
 
 
 def refuse_another(stored: dict[str, Any], now: dict[str, Any], *, anyway: bool = False) -> None:

@@ -32,6 +32,8 @@ from continual.training import evaluation, precision
 from continual.training.loading import Loading
 from continual.training.trainer import Trainer
 
+CPU = torch.device("cpu")
+
 
 class Here(NamedTuple):
     """This process: its device, and whether the run is to stop. stop: has `agreed`, which all processes call together."""
@@ -236,7 +238,7 @@ def benchmark_of(options: Options) -> Benchmark:
     return normalised(benchmark, data, input_size=options.model.input_size)
 
 
-def images_of(options: Options, benchmark: Benchmark, device: torch.device) -> Callable[..., Images | InMemory]:
+def images_of(options: Options, benchmark: Benchmark, device: torch.device = CPU) -> Callable[..., Images | InMemory]:
     """A function (samples, augment=bool) -> the images as tensors, with the augmentations of training or in the plain view."""
     augment, side = options.augment, options.model.input_size
     pixels = {"input_size": side, "mean": benchmark.mean, "std": benchmark.std}

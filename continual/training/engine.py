@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from continual.errors import NonFiniteLoss
 from continual.jobs import distributed
@@ -33,8 +34,8 @@ class Listener:
         self._open: list[tuple[str, dict[str, Tensor], _Sent]] = []
         self._bad: Tensor | None = None
 
-    def hear(self, losses: dict[str, Tensor], asked: Tensor, norm: Tensor, where: str, optimizer: torch.optim.Optimizer) -> None:
-        """Of one gradient, reduced. norm: of the gradient. Raises NonFiniteLoss, of this step or if `late` of an earlier one."""
+    def hear(self, losses: dict[str, Tensor], asked: Tensor, norm: Tensor, where: str, optimizer: Optimizer) -> None:
+        """Of one gradient, reduced, and its norm. Raises NonFiniteLoss, of this step or if `late` of the one before."""
         figures = torch.stack([losses["total"].float(), norm.float(), asked.float()])
         if self.late:
             bad = (~figures.isfinite().all()).float()
@@ -74,7 +75,7 @@ class _Sent:
 def train_one_epoch(
     objective: Objective,
     steps: Iterable[Step],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     *,
     loading: Loading,
     sam: Sam | None = None,
@@ -117,7 +118,7 @@ class Passes:
         self.norms = [m for m in distributed.batch_norms(objective.model) if m.training and m.track_running_stats]
 
     def __call__(
-        self, batches: list[Batch], key: tuple, where: str, optimizer: torch.optim.Optimizer
+        self, batches: list[Batch], key: tuple, where: str, optimizer: Optimizer
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """The losses, averaged over batches and processes, and the norm of the gradient.
 
