@@ -8,7 +8,8 @@ place; several are separated by commas.
     nan     the value that passes there becomes NaN     hang    no answer any more
 
 With DYTOX_COUNTS=FILE each process keeps in FILE-RANK how often it reached each place. A job that torchrun starts again meets
-no second fault. As a script, in place of main.py, this runs main.py with the wraps: MAIN=tests/faults.py bash train.sh ...
+no second fault. As a script, in place of main.py, this runs main.py with the wraps and few digits:
+MAIN=tests/faults.py bash train.sh ...
 """
 
 import json
@@ -173,5 +174,8 @@ def _noting(inner: Callable, looks: list[str], place: str) -> Callable:
 
 if __name__ == "__main__":
     if "DYTOX_CHECK" not in os.environ:
+        from digits import few_digits
+
+        few_digits()
         install()
     runpy.run_path(str(Path(__file__).parent.parent / "main.py"), run_name="__main__")

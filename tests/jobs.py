@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from digits import ALL, few_digits
 
 from continual.errors import CheckpointError
 from continual.runs.checkpoint import Store
@@ -27,13 +28,13 @@ TIMEOUT = 240.0  # seconds; generous, for it decides nothing but when a test tha
 
 OUTSIDE = "DYTOX_OUTSIDE"  # the variable that names a script, whose things every process of a job registers
 
-# Two tasks, training and finetuning, every loss, two replicas: a dozen steps, about a second.
+# Two tasks of few digits, training and finetuning, every loss, two replicas: a dozen steps, about a second.
 TINY = [
     *("--options", str(ROOT / "options/data/digits_2-2.yaml"), str(ROOT / "options/model/digits_dytox.yaml")),
     *("--embed-dim", "16", "--num-heads", "4", "--depth", "2", "--local-up-to-layer", "1"),
     *("--debug", "--max-task", "2", "--device", "cpu", "--mixup", "0.8", "--drop-path", "0.1"),
     *("--save-every-epoch", "1", "--keep-checkpoints", "100", "--eval-every", "1", "--process-timeout", "60"),
-    *("--replicas-at-once", "1", "--eval-batch-size", "32"),
+    *("--replicas-at-once", "1", "--eval-batch-size", "12"),
 ]
 THREE_TASKS = [*TINY, "--max-task", "3"]
 
@@ -65,6 +66,8 @@ def _process(argv: list[str], environment: dict[str, str], output: str, most_byt
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     faults.install()
+    if ALL not in os.environ:
+        few_digits()
     if os.environ.get(OUTSIDE):
         spec = importlib.util.spec_from_file_location("outside", os.environ[OUTSIDE])
         sys.modules["outside"] = importlib.util.module_from_spec(spec)  # as a script's classes are found in __main__

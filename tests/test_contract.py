@@ -11,6 +11,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from digits import ALL, few_digits
 from jobs import (
     OUTSIDE,
     ROOT,
@@ -55,6 +56,14 @@ CONV = ["--model", "little_conv", "--input-size", "8"]  # with batch norm
 CPU = torch.device("cpu")
 
 every_method = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    """The digits of the jobs, in this process."""
+    patch = few_digits()
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,7 +119,7 @@ def test_it_learns_two_tasks(case, tmp_path):
     argv += ["--base-epochs", "4", "--epochs", "4", "--warmup-epochs", "0", "--finetuning-epochs", "4", *CASES[case]]
     if case == "der":  # its classifier begins anew
         argv += ["--finetuning-lr", "0.1", "--finetuning-epochs", "8"]
-    finish([*argv, *folders(tmp_path)], tmp_path, environment=HERE)
+    finish([*argv, *folders(tmp_path)], tmp_path, environment={**HERE, ALL: "1"})
     first, last = evaluations(tmp_path)
     assert first["acc"] > 90 and last["acc_known"] > 65
     if last["n_exemplars"] or case.startswith("joint"):

@@ -19,21 +19,22 @@ FOUR = [*THREE_TASKS, "--replicas", "4", "--replicas-at-once", "1", "--memory-si
 
 
 @pytest.mark.parametrize(
-    "more",
+    "several, more",
     [
-        ["--drop-path", "0.3", "--distributed-memory", "--dist-eval", "--memory-size", "80"],
-        ["--drop-path", "0", "--sam-rho", "0.05", "--clip-grad", "1"],
-        ["--model", "timm:test_resnet", "--input-size", "32", "--freeze-ft", "sab", "--freeze-eval"],
+        ((2, 4), ["--drop-path", "0.3", "--distributed-memory", "--dist-eval", "--memory-size", "80"]),
+        ((4,), ["--max-task", "2", "--drop-path", "0", "--sam-rho", "0.05", "--clip-grad", "1"]),
+        ((4,), ["--max-task", "2", "--model", "timm:test_resnet", "--input-size", "32", "--freeze-ft", "sab", "--freeze-eval"]),
     ],
     ids=["distributed memory, drop path", "SAM", "batch norm"],
 )
-def test_one_two_and_four_processes(more, tmp_path):
+def test_one_two_and_four_processes(several, more, tmp_path):
+    """Two of them with every method in test_contract.py."""
     found = {}
-    for processes in (1, 2, 4):
+    for processes in (1, *several):
         folder = tmp_path / str(processes)
         finish([*FOUR, *more, *folders(folder)], folder, processes=processes)
         found[processes] = what_counts(folder)
-    for processes in (2, 4):
+    for processes in several:
         assert_close(found[processes], found[1], f"{processes} processes")
         exemplars = [[state["memory"] for state in found[p]["states"].values()] for p in (1, processes)]
         assert_equal(*exemplars)

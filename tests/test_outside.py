@@ -1,8 +1,10 @@
 """The README's examples: scripts that register something of their own, and the cells of a notebook."""
 
 import json
+import multiprocessing
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jobs import ROOT, checkpoints, for_bash, logs, states
+from jobs import ROOT, SERVER, TIMEOUT, checkpoints, for_bash, logs, states
 
 import continual
 from continual.errors import CheckpointError, OptionsError
@@ -59,12 +61,19 @@ def places(folder: Path) -> list[str]:
     return ["--log-path", str(folder / "logs"), "--output-basedir", str(folder / "checkpoints")]
 
 
+def as_script(path: str, argv: list[str]) -> None:
+    """What `python PATH ARGV` does, in a process that has imported everything else already."""
+    sys.argv = [path, *argv]
+    multiprocessing.current_process()._config["daemon"] = False
+    runpy.run_path(path, run_name="__main__")
+
+
 def alone(path: Path, argv: list[str], folder: Path) -> list[dict]:
     """Run a script as one process; the lines of its evaluations."""
-    env = {**for_bash({}), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(path), *argv, *places(folder), "--device", "cpu"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = SERVER.Process(target=as_script, args=(str(path), [*argv, "--device", "cpu"]))
+    process.start()
+    process.join(TIMEOUT)
+    assert process.exitcode == 0
     return [json.loads(line) for line in (logs(folder) / "evaluations.jsonl").read_text().splitlines()]
 
 
@@ -79,7 +88,7 @@ def test_lwf_on_two_processes_and_resumed(script, tmp_path):
     (line,) = re.findall(r"MAIN=\S*lwf.py bash train.sh (.*)", README)
     where, *told = shlex.split(line)
     train_sh(where, [*told, *TINY[len(DIGITS) - 4 :], "--max-task", "1", *places(tmp_path)], lwf)
-    train_sh("cpu", ["--resume", str(logs(tmp_path)), "--max-task", "2"], lwf)
+    alone(lwf, ["--resume", str(logs(tmp_path)), "--max-task", "2"], tmp_path)
     manifest = json.loads(next(checkpoints(tmp_path).glob("*task-2-finished.json")).read_text())
     assert manifest["identity"]["registered"] == ["method lwf"] and manifest["identity"]["lwf_weight"] == 3.0
     told = train_sh("cpu", ["--resume", str(logs(tmp_path))], code=2)
@@ -92,7 +101,7 @@ def test_a_loss_an_encoder_a_rule_and_a_metric_in_one_run(script, tmp_path):
     together = script("worst")
     together.write_text("\n".join(SCRIPTS[name].replace("continual.main()", "") for name in names) + "continual.main()\n")
     argv = [*TINY, "--extra-losses", "decorrelated", "--extra-loss-weights", "0.1", "--model", "small"]
-    lines = alone(together, [*argv, "--rehearsal", "spread_all"], tmp_path)
+    lines = alone(together, [*argv, "--rehearsal", "spread_all", *places(tmp_path)], tmp_path)
 
     assert lines[0]["loss_decorrelated"] > 0 and "loss_decorrelated" not in lines[-1]  # of training, not of finetuning
     last = states(checkpoints(tmp_path))["task-2-finished"]
