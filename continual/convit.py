@@ -54,7 +54,7 @@ class MLP(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., ECCV 2016): in training, an update is left out with probability `drop_prob`, or scaled up.
+    """Stochastic depth (Huang et al., ECCV 2016): in training, an update is left out with `drop_prob`, or scaled up.
 
     (B, ..., D), one draw for each row of the first dimensions `drawn`: 1 for each image, 2 for each image and task.
     """

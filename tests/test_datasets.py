@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import socket
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from continual import datasets
 from continual.data import sources, transforms
+from continual.data.samplers import Draw
 from continual.datasets import Images, Samples, checked_order, held_out, load, register, task_sizes
 from continual.errors import DataError, OptionsError
 from continual.registry import DATA_SETS
@@ -469,16 +471,22 @@ def augmented(cifar: str) -> Images:
 
 
 def test_an_image_depends_on_its_key_alone(augmented: Images):
-    first = [augmented[i, ("run", 0, i)] for i in range(8)]
+    def drawn(images: Images, rows: range, run: int = 0) -> list:
+        return images.__getitems__(Draw(np.array(rows), ("run", run), np.array(rows)))
+
+    first = drawn(augmented, range(8))
     copy = pickle.loads(pickle.dumps(augmented))
+    random.seed(1)
+    state = random.getstate()
     for i in reversed(range(8)):
-        image, label = copy[np.int64(i), ("run", np.int64(0), np.int32(i))]
+        ((image, label),) = drawn(copy, range(i, i + 1))
         assert torch.equal(image, first[i][0]) and label == first[i][1] and type(label) is int
-    assert not torch.equal(augmented[0, ("run", 1, 0)][0], first[0][0])
+    assert random.getstate() == state
+    assert not torch.equal(drawn(augmented, range(1), run=1)[0][0], first[0][0])
     assert image.shape == (3, 32, 32) and image.dtype == torch.float32
-    batches = [[(i, ("run", 0, i)) for i in half] for half in (range(4), range(4, 8))]
+    halves = [Draw(np.arange(4), ("run", 0), np.arange(4)), Draw(np.arange(4, 8), ("run", 0), np.arange(4, 8))]
     for workers in (0, 2):
-        loaded = DataLoader(augmented, batch_sampler=batches, num_workers=workers)
+        loaded = DataLoader(augmented, batch_sampler=halves, num_workers=workers)
         assert torch.equal(torch.cat([x for x, _ in loaded]), torch.stack([x for x, _ in first]))
 
 

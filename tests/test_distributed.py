@@ -109,7 +109,9 @@ def test_replicas_that_the_processes_do_not_divide(tmp_path):
 
 def test_alone_everything_works_and_does_nothing():
     value = torch.tensor([1.0, 2.0])
-    distributed.average([value])
+    weight = torch.nn.Parameter(torch.ones(2))
+    assert torch.equal(Reduction([weight]).backward((3 * weight).sum(), value), value)
+    assert torch.equal(weight.grad, torch.tensor([3.0, 3.0]))
     assert torch.equal(distributed.sum_over_processes(value), torch.tensor([1.0, 2.0]))
     assert distributed.gather_rows(value[:, None])[0] is not None and len(distributed.gather_rows(value[:, None])) == 1
     assert distributed.from_main("x") == "x" and distributed.on_main(lambda: 3) == 3

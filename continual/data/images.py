@@ -49,9 +49,9 @@ class Images(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self.transform(self._open(int(index))), int(self.samples.y[index])
 
-    def __getitems__(self, draw: Draw) -> list[tuple[torch.Tensor, int]]:
-        if draw.key is None:
-            return [self[index] for index in draw.indices]
+    def __getitems__(self, draw: Draw | list[int]) -> list[tuple[torch.Tensor, int]]:
+        if not isinstance(draw, Draw) or draw.key is None:
+            return [self[index] for index in (draw.indices if isinstance(draw, Draw) else draw)]
         opened = ((self._open(int(index)), int(self.samples.y[index])) for index in draw.indices)
         keys = [(*draw.key, int(position)) for position in draw.positions]
         return [(self.transform(image), label) for (image, label), _ in zip(opened, seeded_in_turn(keys), strict=True)]
@@ -69,7 +69,7 @@ class Images(Dataset):
             raise DataError(f"cannot read the image {path} (index {index}): {one_line(error)}") from error
 
 
-class InMemory:
+class InMemory(Dataset):
     """Samples that lie in memory, all of one size: on the device as uint8 pixels, transformed many at once.
 
     view: (pixels (B, H, W, 3) uint8, keys (B,) int64 on the CPU or None) -> images (B, 3, S, S) float32; see

@@ -22,17 +22,18 @@ T = TypeVar("T")
 _agents_store: dist.Store | None = None  # torchrun's key-value store, which outlives the processes that it starts again
 
 
-def start(device: str, *, timeout: float = 1800.0) -> torch.device:
+def start(device: str, *, timeout: float = 1800.0, deterministic: bool = True) -> torch.device:
     """Join the process group that torchrun describes in the environment, if any, and return this process's device.
 
     device: "auto" (CUDA if there is one), "cuda", "cuda:1", "cpu". timeout: seconds after which a process that does not
-    answer ends the job. Raises OptionsError if CUDA is asked for and absent, or the environment is no address.
+    answer ends the job. deterministic: see `_order_kernels`.
+    Raises OptionsError if CUDA is asked for and absent, or the environment is no address.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return _device(device)
+        return _device(device, deterministic)
     patience = timedelta(seconds=timeout)
     store, own_rank, size = _meet(patience)
-    chosen = _device(device)  # now that whoever has none can tell the others
+    chosen = _device(device, deterministic)  # now that whoever has none can tell the others
     with collective():
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=patience)
@@ -53,7 +54,7 @@ def _meet(patience: timedelta) -> tuple[dist.Store, int, int]:
     return store, own_rank, size
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, deterministic: bool) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = torch.device(name)
@@ -65,16 +66,21 @@ def _device(name: str) -> torch.device:
         if chosen.index >= torch.cuda.device_count():
             raise OptionsError(f"device: {chosen} was asked for, but torch sees {torch.cuda.device_count()} CUDA device(s)")
         torch.cuda.set_device(chosen)
-        _be_deterministic()
+        _order_kernels(deterministic)
     return chosen
 
 
-def _be_deterministic() -> None:
-    """Have CUDA's kernels add up in a fixed order where they can, so that a resumed run repeats itself."""
+def _order_kernels(deterministic: bool) -> None:
+    """Have CUDA's kernels add up in a fixed order, so that a resumed run repeats itself; or let it choose the fastest ones.
+
+    Strictly: told only to warn, torch leaves the backward pass of fused attention as it is. An operation without such a kernel
+    then raises, which `Job` puts in words.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it would cost a pass over every new tensor
 
 
 def stop() -> None:

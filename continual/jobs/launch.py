@@ -15,6 +15,7 @@ from continual.jobs import distributed, watch
 from continual.options import Options
 
 JOB = "DYTOX_JOB"  # a folder where train.sh and its processes leave each other word
+UNORDERED = "does not have a deterministic implementation"  # as torch says it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -41,7 +42,9 @@ class Job:
         """
         if os.environ.get(JOB):
             greet_train_sh(self.stop)
-        device = distributed.start(options.run.device, timeout=options.run.process_timeout)
+        device = distributed.start(
+            options.run.device, timeout=options.run.process_timeout, deterministic=options.optim.deterministic
+        )
         if (code := distributed.kept("exit code")) is not None:
             self.ended_before, self.exit_code = True, int(code)
         return device
@@ -65,7 +68,12 @@ class Job:
             full = f"error: could not write {failed.filename or 'a file'}: {failed.strerror}"
             known = failed.errno in DISK_FULL
             self.exit_code = _leave(CheckpointError.exit_code, full) if known else _leave(1, traceback.format_exc())
-        except Exception:
+        except Exception as failed:
+            if UNORDERED in str(failed):
+                what = str(failed).partition(UNORDERED)[0].strip()
+                told = f"error: deterministic: {what} has no kernel that adds up in a fixed order; set deterministic: false"
+                self.exit_code = _leave(2, told)
+                return True
             self.exit_code = _leave(1, traceback.format_exc())
         return True
 

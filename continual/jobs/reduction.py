@@ -19,7 +19,9 @@ class _Slice:
         self.parameters = parameters
         self.buffer = torch.zeros(sum(sizes) + nb_words, dtype=parameters[0].dtype, device=parameters[0].device)
         *views, self.words = self.buffer.split([*sizes, nb_words])
-        self.views = {p: view.view_as(p) for p, view in zip(parameters, views, strict=True)}
+        self.views = {  # laid out as the parameter is, which may be channels-last
+            p: view.as_strided(p.shape, p.stride(), view.storage_offset()) for p, view in zip(parameters, views, strict=True)
+        }
         self.awaited: set[nn.Parameter] = set()
         self.sent: dist.Work | None = None
 

@@ -106,6 +106,7 @@ class Experiment:
             teacher=run.teacher,
             epochs_done=run.position.epoch,
             requested=self.stop.is_requested,
+            say=run.report.say,
         )
 
     def moment(self, run: Run, task: Task, *, may_stop: bool = False) -> Moment:
@@ -201,7 +202,8 @@ def prepare(options: Options, place: Place, store: Store | None, here: Here) -> 
     replicas = options.optim.replicas or distributed.nb_processes()
     amp = precision.chosen("off" if options.optim.no_amp else options.optim.amp, here.device)
     precision.set_products(amp)
-    loading = Loading(here.device, options.data.num_workers, options.data.pin_mem, amp=amp)
+    how = {"amp": amp, "channels_last": options.optim.channels_last}
+    loading = Loading(here.device, options.data.num_workers, options.data.pin_mem, **how)
     distributed.replicas_of_this_process(replicas)  # refused if the processes do not divide them
     return Experiment(
         options=options,

@@ -15,6 +15,7 @@ from continual.losses import Objective
 from continual.randomness import drawing, row_keys, seed_of
 from continual.sam import Sam, gradient_norm
 from continual.training.batches import Batch, Step
+from continual.training.compiling import Compiled
 from continual.training.loading import Loading
 from continual.training.optim import trained
 from continual.training.precision import LossScale
@@ -82,14 +83,17 @@ def train_one_epoch(
     clip_grad: float | None = None,
     scale: LossScale | None = None,
     listener: Listener | None = None,
+    compiled: Compiled | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], int]]:
     """Train on the steps that are left of an epoch; yields the named losses and the number of images after every update.
 
-    scale: of the loss, for float16; a step whose gradient overflows with it is left out. listener: kept from epoch to epoch.
+    scale: of the loss, for float16; a step whose gradient overflows with it is left out. listener, compiled: kept from one epoch
+    to the next.
     Raises NonFiniteLoss on every process, before the update.
     """
     parameters = trained(objective.model)
-    passes = Passes(objective, Reduction(parameters), loading=loading, scale=scale, listener=listener or Listener())
+    how = {"scale": scale, "listener": listener or Listener(), "compiled": compiled}
+    passes = Passes(objective, Reduction(parameters), loading=loading, **how)
     for step in steps:
         climbs = sam is not None and sam.perturbs()
         losses, norm = passes(step.first if climbs else step.main, step.key, step.where, optimizer)
@@ -111,10 +115,17 @@ class Passes:
     """Forward and backward passes of one epoch: calling it leaves the mean gradient of a step's batches in `p.grad`."""
 
     def __init__(
-        self, objective: Objective, reduction: Reduction, *, loading: Loading, scale: LossScale | None, listener: Listener
+        self,
+        objective: Objective,
+        reduction: Reduction,
+        *,
+        loading: Loading,
+        listener: Listener,
+        scale: LossScale | None = None,
+        compiled: Compiled | None = None,
     ):
         self.objective, self.reduction, self.loading = objective, reduction, loading
-        self.scale, self.listener = scale, listener
+        self.scale, self.listener, self.compiled = scale, listener, compiled
         self.norms = [m for m in distributed.batch_norms(objective.model) if m.training and m.track_running_stats]
 
     def __call__(
@@ -147,13 +158,21 @@ class Passes:
         return losses, norm if follows else None
 
     def _forward(self, batch: Batch, key: tuple) -> dict[str, Tensor]:
-        torch.manual_seed(seed_of(*key, "model", batch.name, batch.replica))
+        seed_generators(batch.images.device, seed_of(*key, "model", batch.name, batch.replica))
         keys = [_row_keys(batch, batch.rows, key)]
         if batch.held_out is not None:
             nb = len(batch.rows)
             keys.append(_row_keys(batch, [len(batch.held_out[1]) // nb] * nb, (*key, "held out")))
+        objective = self.compiled if self.compiled is not None and self.compiled.fits(batch.rows) else self.objective
         with self.loading.precision(), drawing(*keys), gathering_statistics(self.norms, batch.replica == 0):
-            return self.objective(batch.images, batch.targets, batch.held_out)
+            return objective(batch.images, batch.targets, batch.held_out)
+
+
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed torch's generators of the host and of that device; `torch.manual_seed` also looks for all other devices."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _row_keys(batch: Batch, rows: Sequence[int], key: tuple) -> Tensor:

@@ -29,6 +29,7 @@ class Loading:
     num_workers: int = 0
     pin_mem: bool = False
     amp: str = "off"  # precision: off, tf32, bf16 or fp16; see training/precision.py
+    channels_last: bool = False  # the layout of images
 
     def loader(self, dataset: Images | InMemory, batches: Iterable[Draw]) -> "Loader":
         """Images and labels of every batch of the sampler, on the device."""
@@ -47,12 +48,17 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Raises LoadingFailed if the workers cannot start."""
         if isinstance(self.dataset, InMemory):
-            return self.dataset.batches(self.batch_sampler)
+            return map(self._laid_out, self.dataset.batches(self.batch_sampler))
         return map(self._on_device, self._started())
+
+    def _laid_out(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if not self.loading.channels_last:
+            return batch
+        return batch[0].contiguous(memory_format=torch.channels_last), batch[1]
 
     def _on_device(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
         images, labels = (part.to(self.loading.device, non_blocking=True) for part in batch)
-        return self.dataset.finish(images), labels
+        return self._laid_out((self.dataset.finish(images), labels))
 
     def _started(self) -> Iterator[list[Tensor]]:
         """Workers that no SIGTERM or Ctrl-C reaches.

@@ -22,6 +22,7 @@ from continual.sam import Sam
 from continual.tasks import Phase
 from continual.training import engine
 from continual.training.batches import Batches, FromMemory
+from continual.training.compiling import Compiled
 from continual.training.engine import Listener
 from continual.training.loading import Loader, Loading
 from continual.training.optim import Schedule, build_optimizer, trained
@@ -57,7 +58,7 @@ class Trainer:
 
     model: images -> Outputs; what the phase freezes is frozen here. images: (Samples, augment=bool) -> Images or InMemory.
     key: the start of the key of every random draw. teacher: for losses that need one. epochs_done: how many lie behind.
-    requested: whether this process was asked to stop.
+    requested: whether this process was asked to stop. say: told what a user should know.
     Raises OptionsError if the phase freezes a part that the model does not have.
 
         trainer = Trainer(model, phase, material, images=images, loading=Loading(torch.device("cpu")))
@@ -78,11 +79,14 @@ class Trainer:
         teacher: nn.Module | None = None,
         epochs_done: int = 0,
         requested: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = print,
     ):
         self.model, self.phase, self.loading, self._images, self._key = model, phase, loading, images, key
         if missing := set(phase.frozen) - model.parts().keys():
             raise OptionsError(f"phase {phase.name}: cannot freeze {some(sorted(missing))}; parts are {some(model.parts())}")
         freeze(model, phase.frozen, eval_mode=phase.freeze_eval)
+        if phase.optim.channels_last:
+            model.to(memory_format=torch.channels_last)
         distributed.share_buffers(model)  # what is frozen may use them from here on
         self.sums = Sums()
         self.optimizer = build_optimizer(model, phase.optim, phase.lr)
@@ -107,6 +111,9 @@ class Trainer:
             held_out=self._held_out(material) if self.objective.held_out else None,
             replicas_at_once=phase.optim.replicas_at_once or self._replicas_at_once(),
         )
+        self.compiled = None
+        if phase.optim.compile:
+            self.compiled = Compiled(self.objective, nb_rows=self.sampler.bounds[1], say=say)
 
     @property
     def nb_steps(self) -> int:
@@ -135,6 +142,7 @@ class Trainer:
             clip_grad=self.phase.optim.clip_grad,
             scale=self.scale,
             listener=self.listener,
+            compiled=self.compiled,
         )
         for losses, nb_images in steps:
             self.sums.add(losses)
