@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import permutations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -218,8 +219,8 @@ def _table(names: list[str]) -> dict[str, Tensor]:
     """
     kinds = [OPERATIONS[name][0] for name in names]
     levels = [OPERATIONS[name][1] for name in names]
-    columns = {field: torch.tensor([getattr(level, field) for level in levels]) for field in Level.__dataclass_fields__}
-    columns = {field: column.double() if column.is_floating_point() else column for field, column in columns.items()}
+    columns = {field: np.array([getattr(level, field) for level in levels]) for field in Level.__dataclass_fields__}
+    columns = {field: torch.from_numpy(column) for field, column in columns.items()}  # float64, unlike torch.tensor's
     bilinear = [f"{WARPS[kind]} bilinear" if kind in WARPS else kind for kind in kinds]
     return columns | {
         "kind": torch.tensor([INDEX[kind] for kind in bilinear]),
