@@ -109,7 +109,7 @@ def autocontrasted(x: Tensor, _: Tensor) -> Tensor:
     flat = x.flatten(2)
     low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()
     levels = _levels(x.device)
-    scale = 255.0 / (high - low).clamp_(min=1)
+    scale = torch.full_like(low, 255.0) / (high - low).clamp_(min=1)  # 255 / x would be 255 * (1 / x)
     table = bytes_of((levels * scale).add_(-low * scale).clamp_(0, 255))
     return looked_up(x, torch.where(high > low, table, levels.to(torch.uint8)))
 
@@ -142,7 +142,7 @@ def blurred(x: Tensor, radius: Tensor) -> Tensor:
     part = (2 * half + 1) * (half * (half + 1) - 3 * variance) / (6 * (variance - (half + 1) * (half + 1)))
     box = (half + part).float()  # as Pillow keeps it
     whole = box.floor()
-    inner = ((1 << 24) / (box * 2 + 1)).long()
+    inner = (torch.full_like(box, 1 << 24) / (box * 2 + 1)).long()
     edge = ((1 << 24) - (whole.long() * 2 + 1) * inner) // 2
     near, far = torch.where(whole > 0, inner, edge), torch.where(whole > 0, edge, 0)
     weights = [each[:, None, None, None] for each in (inner, near, far)]
