@@ -149,11 +149,11 @@ def _layer(x: Tensor, counts: list[int], source: Tensor, numbers: Tensor):
     """The images of one layer, operation by operation."""
     start = 0
     for function, count in zip(FUNCTIONS, counts, strict=True):
-        end, step = start + count, CHUNK if x.device.type == "cpu" and function is not FUNCTIONS[0] else max(count, 1)
-        for a in range(start, end, step):
-            b = min(a + step, end)
+        pieces = max(round(count / CHUNK), 1) if x.device.type == "cpu" else 1
+        for piece in range(pieces if count else 0):
+            a, b = (start + count * k // pieces for k in (piece, piece + 1))
             yield function(x.index_select(0, source[a:b]), numbers[a:b])
-        start = end
+        start += count
 
 
 class RandAugment:

@@ -198,8 +198,9 @@ def _cubic_of_row(taps: Tensor, part: Tensor) -> Tensor:
     steps = taps[..., 1:] - taps[..., :-1]
     first = steps[..., :width]
     third = first + steps[..., 2:]
-    y = third * part
-    y.sub_(third.add_(first)).mul_(part).add_(first + steps[..., 1 : width + 1]).mul_(part).add_(taps[..., 1 : width + 1])
+    rest = third + first
+    y = third.mul_(part).sub_(rest)
+    y.mul_(part).add_(torch.add(first, steps[..., 1 : width + 1], out=rest)).mul_(part).add_(taps[..., 1 : width + 1])
     return y.clamp_(0, 255)
 
 
@@ -229,13 +230,15 @@ def turned(x: Tensor, matrix: Tensor, *, cubic: bool, fill: Tensor) -> Tensor:
     (columns, part_x), (rows, part_y) = _taps(column, width, cubic), _taps(row, height, cubic)  # (n, b, H, W), (b, H, W, 1)
     pixels, curve = _packed(x), _cubic if cubic else _linear
     firsts = torch.arange(0, len(pixels), height * width, dtype=torch.int32, device=x.device)[:, None, None]
-    part_x = part_x.expand(-1, -1, -1, RGBX).contiguous()
-    lines = []
+    part_x, part_y = (part.expand(-1, -1, -1, RGBX).contiguous() for part in (part_x, part_y))
+    reused, lines = [torch.empty_like(part_x) for _ in columns[1:]], []  # memory that was just used is the fastest
     for line in rows:
         start = firsts + line * width
-        values = [pixels.index_select(0, (start + each).flatten()).view(torch.uint8).float() for each in columns]
-        lines.append(curve([each.view(part_x.shape) for each in values], part_x))
-    y = curve(lines, part_y.expand(-1, -1, -1, RGBX).contiguous()).clamp_(0, 255)
+        values = [*reused, torch.empty_like(part_x)]
+        for value, each in zip(values, columns, strict=True):
+            value.copy_(pixels.index_select(0, (start + each).flatten()).view(torch.uint8).view(part_x.shape))
+        lines.append(curve(values, part_x))
+    y = curve(lines, part_y).clamp_(0, 255)
     return _covered(bytes_of(y)[..., :3].permute(0, 3, 1, 2).contiguous(), inside, fill)
 
 
@@ -249,16 +252,20 @@ def _taps(position: Tensor, size: int, cubic: bool) -> tuple[Tensor, Tensor]:
 
 
 def _cubic(values: list[Tensor], part: Tensor) -> Tensor:
+    """The cubic of four values, as in `_cubic_of_row`. It is put in the place of the last one; the others are lost."""
     before, here, after, beyond = values
-    first = here - before
-    third = (beyond - after).add_(first)
-    y = third * part
-    return y.sub_(third.add_(first)).mul_(part).add_(after - before).mul_(part).add_(here)
+    third = beyond.sub_(after)
+    after.sub_(before)
+    first = torch.sub(here, before, out=before)
+    third.add_(first)
+    first.add_(third)
+    return third.mul_(part).sub_(first).mul_(part).add_(after).mul_(part).add_(here)
 
 
 def _linear(values: list[Tensor], part: Tensor) -> Tensor:
+    """Between two values; put in the place of the last one."""
     here, after = values
-    return (after - here).mul_(part).add_(here)
+    return after.sub_(here).mul_(part).add_(here)
 
 
 def _packed(x: Tensor) -> Tensor:
