@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ STRENGTHS = {
 def test_operations_on_colours_equal_pillows(kind: str, size: tuple[int, int]):
     images, rng = pictures(*size), random.Random(f"{kind} {size}")
     name = next(name for name, (other, _) in OPERATIONS.items() if other == kind)
-    for _ in range(4):
+    for _ in range(2):
         strengths = [STRENGTHS[kind](rng) for _ in images]
         numbers = torch.tensor(strengths, dtype=torch.float64)[:, None].expand(-1, layers.COLUMNS)
         operation, needed = auto_augment.NAME_TO_OP[name], auto_augment.LEVEL_TO_ARG[name] is not None
@@ -106,7 +107,7 @@ def test_warps_equal_pillows(name: str, interpolation: str, size: tuple[int, int
     images, rng = pictures(height, width), random.Random(name + interpolation)
     kind = layers.WARPS[OPERATIONS[name][0]]
     far = {"Rotate": 180.0, "ShearX": 0.873, "ShearY": 0.873}.get(name, 1.1)
-    for _ in range(3):
+    for _ in range(2):
         strengths = [rng.choice([0.0, -0.25, far, rng.uniform(-far, far), rng.uniform(-far, far)]) for _ in images]
         strength = torch.tensor(strengths, dtype=torch.float64)
         shift = {"TranslateXRel": width, "TranslateYRel": height}.get(name, 0)
@@ -120,12 +121,11 @@ def test_warps_equal_pillows(name: str, interpolation: str, size: tuple[int, int
         assert apart.max() <= 1 and (apart > 0).float().mean() < 1e-4
 
 
-@pytest.mark.parametrize("magnitude", [0.0, 0.3, 4.9, 9.0, 10.0, 25.0])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_strengths_are_timms(name: str, magnitude: float, monkeypatch):
+def test_strengths_are_timms(name: str, monkeypatch):
     ours = RandAugment("rand-m9", input_size=32, interpolation="bicubic", first=0)
     ours.table = layers._table([name])
-    for draw in (0.2, 0.8):
+    for draw, magnitude in product((0.2, 0.8), (0.0, 0.3, 4.9, 9.0, 10.0, 25.0)):
         monkeypatch.setattr(auto_augment.random, "random", lambda draw=draw: draw)
         level = auto_augment.LEVEL_TO_ARG[name]
         theirs = level(magnitude, {}) if level else (0.0,)
@@ -155,7 +155,7 @@ def near(counts: dict, expected: dict, total: int) -> bool:
 
 @pytest.mark.parametrize("aa", ["rand-m9-mstd0.5-inc1", "rand-m9-n3-p0.8", "rand-t3a-p1", "rand-n1-p0"])
 def test_operations_are_drawn_as_often_as_timms(aa: str):
-    count = 20_000
+    count = 10_000
     made = RandAugment(aa, input_size=32, interpolation="bicubic", first=0)
     theirs = transforms.rand_augment(aa, input_size=32, interpolation="bicubic")
     plan = made(keys(count, aa))
@@ -179,7 +179,7 @@ def test_weighted_operations_are_drawn_without_replacement_as_numpy_does(aa: str
     made = RandAugment(aa, input_size=32, interpolation="bicubic", first=0)
     theirs = transforms.rand_augment(aa, input_size=32, interpolation="bicubic")
     assert torch.allclose(made.weights / made.weights.sum(), torch.tensor(theirs.choice_weights).float())
-    count, ops, rng = 4_000, len(theirs.ops), np.random.RandomState(0)
+    count, ops, rng = 3_000, len(theirs.ops), np.random.RandomState(0)
     draws = augmentation.uniform(keys(count, aa)[:, None], torch.arange(theirs.num_layers))
     chosen = made._chosen(draws)
     drawn = np.stack([rng.choice(ops, theirs.num_layers, replace=False, p=theirs.choice_weights) for _ in range(count)])
@@ -202,7 +202,7 @@ def test_weighted_operations_are_drawn_without_replacement_as_numpy_does(aa: str
     ],
 )
 def test_magnitudes_are_distributed_as_timms(aa: str, magnitude):
-    rng, count = random.Random(aa), 20_000
+    rng, count = random.Random(aa), 10_000
     made = RandAugment(aa, input_size=32, interpolation="bicubic", first=0)
     ours = made._magnitude(augmentation.uniform(keys(count, aa), 0)).sort().values
     theirs = torch.tensor([magnitude(rng) for _ in range(count)], dtype=torch.float64).sort().values
@@ -212,7 +212,7 @@ def test_magnitudes_are_distributed_as_timms(aa: str, magnitude):
 
 
 def test_signs_and_random_interpolations_are_even():
-    count = 20_000
+    count = 10_000
     made = RandAugment("rand-m9-n1-p1", input_size=32, interpolation="random", first=0)
     plan = made(keys(count, "signs"))
     for name in ("rows", "columns", "rotate"):
@@ -240,13 +240,13 @@ def test_colour_jitter_equals_pillows_in_the_order_drawn():
 
 
 def test_colour_jitter_draws_every_order_and_factor():
-    plan = ColorJitter(0.4, first=0)(keys(20_000))
+    plan = ColorJitter(0.4, first=0)(keys(10_000))
     orders = Counter(map(tuple, plan.kinds.tolist()))
-    assert len(orders) == 6 and near(orders, dict.fromkeys(orders, 1 / 6), 20_000)
+    assert len(orders) == 6 and near(orders, dict.fromkeys(orders, 1 / 6), 10_000)
     factors = plan.numbers[..., 0]
     assert factors.min() >= 0.6 and factors.max() <= 1.4
-    assert near(Counter(((factors - 0.6) * 10).long().flatten().tolist()), dict.fromkeys(range(8), 1 / 8), 60_000)
-    assert ColorJitter(1.5, first=0)(keys(20_000)).numbers[..., 0].min() >= 0.0
+    assert near(Counter(((factors - 0.6) * 10).long().flatten().tolist()), dict.fromkeys(range(8), 1 / 8), 30_000)
+    assert ColorJitter(1.5, first=0)(keys(10_000)).numbers[..., 0].min() >= 0.0
 
 
 # --- Where images are cut ---
@@ -261,7 +261,7 @@ def levels(view: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("height", "width", "side"), [(32, 32, 32), (28, 35, 28), (5, 5, 5)])
 def test_small_images_are_shifted_and_flipped_evenly(height: int, width: int, side: int):
-    count, padding = 20_000, side // 8
+    count, padding = 10_000, side // 8
     image = torch.arange(height * width).view(height, width)
     image = torch.stack([image % 251 + 1, image // 251 + 1, image * 0 + 7], -1).to(torch.uint8)  # no two pixels are equal
     view = train_view(**(PUBLISHED | NOTHING | UNCHANGED | {"input_size": side, "hflip": 0.3}))
@@ -281,7 +281,7 @@ def test_small_images_are_shifted_and_flipped_evenly(height: int, width: int, si
 
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (200, 20), (20, 300)])
 def test_parts_of_large_images_are_drawn_as_timms(height: int, width: int):
-    count, image = 4_000, Image.new("RGB", (width, height))
+    count, image = 2_500, Image.new("RGB", (width, height))
     ours = torch.tensor(augmentation.part_boxes(keys(count, "parts"), height, width)).double()
     random.seed(5)
     drawn = [RandomResizedCropAndInterpolation.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(count)]
@@ -320,10 +320,10 @@ def test_large_images_are_cut_resized_and_flipped():
     assert torch.equal(levels(train_view(**(settings | {"hflip": 1.0}))(images, some)), ours.flip(3))
 
 
-@pytest.mark.parametrize("size", [(32, 32), (40, 60), (60, 40), (9, 90), (300, 256), (48, 48)])
+@pytest.mark.parametrize("size", [(32, 32), (40, 60), (90, 9), (300, 256)])
 @pytest.mark.parametrize("input_size", [8, 32, 48, 224])
 def test_the_plain_view_equals_pillows(size: tuple[int, int], input_size: int):
-    images = pictures(*size)[5:10]
+    images = pictures(*size)[6:9]
     settings = {"input_size": input_size, "mean": MEAN, "std": STD}
     theirs = transforms.test_transform(**settings)
     view = plain_view(**settings)
@@ -343,7 +343,7 @@ def test_small_training_images_are_prepared_by_resizing():
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_blocks_are_drawn_as_timms(most: int):
-    count, side = 4_000, 24
+    count, side = 2_500, 24
     erased = Erasing(1.0, mode="const", most=most, first=0)(torch.ones(count, 3, side, side), keys(count, "blocks")) == 0
     theirs = RandomErasing(1.0, mode="const", max_count=most, device="cpu")
     random.seed(most)
@@ -429,7 +429,7 @@ def test_every_layer_follows_the_one_before():
 
 
 def test_views_have_the_averages_of_pillows():
-    count = 1_500
+    count = 800
     image = pictures(32, 32)[9]
     ours = train_view(**PUBLISHED)(image.expand(count, -1, -1, -1), keys(count, "averages"))
     theirs = transforms.train_transform(**PUBLISHED)

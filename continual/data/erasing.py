@@ -70,8 +70,8 @@ class Erasing:
 
 
 def _covers(blocks: Tensor, height: int, width: int) -> Tensor:
-    """The last block over every pixel, counted from 1, 0 where there is none: (b, n, 4) -> int64 (b, height, width)."""
-    covers = torch.zeros(len(blocks), height, width, dtype=torch.long)
+    """The last block over every pixel, counted from 1, 0 where there is none: (b, n, 4) -> int32 (b, height, width)."""
+    covers = torch.zeros(len(blocks), height, width, dtype=torch.int32)
     rows, columns = torch.arange(height), torch.arange(width)
     for k, block in enumerate(blocks.unbind(1)):
         top, left, high, wide = block[:, :, None].unbind(1)

@@ -227,10 +227,10 @@ def turned(x: Tensor, matrix: Tensor, *, cubic: bool, fill: Tensor) -> Tensor:
     a, b, c, d, e, f = matrix[:, :, None, None].unbind(1)
     column, row = a * across + b * down + c, d * across + e * down + f  # (b, H, W)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    (columns, part_x), (rows, part_y) = _taps(column, width, cubic), _taps(row, height, cubic)  # (n, b, H, W), (b, H, W, 1)
+    (columns, part_x), (rows, part_y) = _taps(column, width, cubic), _taps(row, height, cubic)  # (n, b, H, W), (b, H, W)
     pixels, curve = _packed(x), _cubic if cubic else _linear
     firsts = torch.arange(0, len(pixels), height * width, dtype=torch.int32, device=x.device)[:, None, None]
-    part_x, part_y = (part.expand(-1, -1, -1, RGBX).contiguous() for part in (part_x, part_y))
+    part_x, part_y = _repeated(part_x), _repeated(part_y)
     reused, lines = [torch.empty_like(part_x) for _ in columns[1:]], []  # memory that was just used is the fastest
     for line in rows:
         start = firsts + line * width
@@ -243,12 +243,12 @@ def turned(x: Tensor, matrix: Tensor, *, cubic: bool, fill: Tensor) -> Tensor:
 
 
 def _taps(position: Tensor, size: int, cubic: bool) -> tuple[Tensor, Tensor]:
-    """The pixels around a position along one axis, and how far it is from the one before it: int32 (4 or 2, ...), (..., 1)."""
+    """The pixels around a position along one axis, and how far it is from the one before it: (4 or 2, ...) int32, (...)."""
     position = position - 0.5
     base = position.floor()
     around = torch.arange(*((-1, 3) if cubic else (0, 2)), dtype=torch.int32, device=position.device)
     pixels = base.to(torch.int32) + around.view(-1, *[1] * position.ndim)
-    return pixels.clamp_(0, size - 1), (position - base).float()[..., None]
+    return pixels.clamp_(0, size - 1), (position - base).float()
 
 
 def _cubic(values: list[Tensor], part: Tensor) -> Tensor:
@@ -266,6 +266,14 @@ def _linear(values: list[Tensor], part: Tensor) -> Tensor:
     """Between two values; put in the place of the last one."""
     here, after = values
     return after.sub_(here).mul_(part).add_(here)
+
+
+def _repeated(part: Tensor) -> Tensor:
+    """The same for every channel of a pixel: (b, H, W) -> (b, H, W, RGBX). Faster than to expand, by far."""
+    wide = torch.empty(*part.shape, RGBX, device=part.device)
+    for channel in wide.unbind(-1):
+        channel.copy_(part)
+    return wide
 
 
 def _packed(x: Tensor) -> Tensor:
