@@ -7,7 +7,7 @@ Letters:  B images in a batch   L layers   O operations of a RandAugment   S sid
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import permutations
@@ -145,7 +145,7 @@ class Plan:
         return x.index_select(0, moves[layers])
 
 
-def _layer(x: Tensor, counts: list[int], source: Tensor, numbers: Tensor):
+def _layer(x: Tensor, counts: list[int], source: Tensor, numbers: Tensor) -> Iterator[Tensor]:
     """The images of one layer, operation by operation."""
     start = 0
     for function, count in zip(FUNCTIONS, counts, strict=True):
