@@ -81,7 +81,14 @@ def plain_view(*, input_size: int, mean: tuple[float, float, float], std: tuple[
 class TrainView:
     """A part of the image, perhaps flipped, changed in layers, normalised, and perhaps erased in places."""
 
-    def __init__(self, crop: "Shift | Part", hflip: float, layers, normalisation: "Normalisation", erasing: Erasing | None):
+    def __init__(
+        self,
+        crop: "Shift | Part",
+        hflip: float,
+        layers: RandAugment | ColorJitter | None,
+        normalisation: "Normalisation",
+        erasing: Erasing | None,
+    ):
         self.crop, self.hflip, self.layers = crop, hflip, layers
         self.normalisation, self.erasing = normalisation, erasing
 

@@ -27,14 +27,20 @@ class Erasing:
         self.chance, self.mode, self.most, self.first = chance, mode, most or 1, first
 
     def __call__(self, x: Tensor, keys: Tensor) -> Tensor:
-        """float32 (B, 3, S, S), keys int64 (B,) on the host -> x itself, changed"""
+        """float32 (B, 3, S, S), contiguous, keys int64 (B,) on the host -> x itself, changed"""
         chosen = (uniform(keys, self.first) <= self.chance).nonzero().squeeze(1)
         if not len(chosen):
             return x
-        keys = keys[chosen]
-        blocks = self.blocks(keys, *x.shape[2:])
-        index = send(chosen, x.device)
-        return x.index_copy_(0, index, self._erased(x.index_select(0, index), keys, send(blocks, x.device)))
+        keys, size = keys[chosen], x.shape[2] * x.shape[3]
+        covers = _covers(self.blocks(keys, *x.shape[2:]), *x.shape[2:]).flatten(1)
+        place = covers.flatten().nonzero().squeeze(1)
+        image = torch.arange(len(keys)).repeat_interleave((covers > 0).sum(1), output_size=len(place))
+        pixel = place - image * size
+        block = covers.flatten()[place] - 1
+        target = chosen[image] * (3 * size) + pixel
+        index = torch.cat([target, target + size, target + 2 * size])
+        x.view(-1).scatter_(0, send(index, x.device), send(self._filling(keys[image], block, pixel).flatten(), x.device))
+        return x
 
     def blocks(self, keys: Tensor, height: int, width: int) -> Tensor:
         """The blocks that keys (b,) draw: int64 (b, n, 4), top, left, height and width in pixels; all 0 where there is none."""
@@ -52,37 +58,28 @@ class Erasing:
         there = fits.any(2) & (torch.arange(n) < count[:, None])
         return torch.where(there[..., None], blocks, 0.0).long()
 
-    def _erased(self, x: Tensor, keys: Tensor, blocks: Tensor) -> Tensor:
-        """x (b, 3, S, S), keys (b,) on the host, blocks (b, n, 4) -> (b, 3, S, S)"""
-        covered = [_covered(block, *x.shape[2:]) for block in blocks.unbind(1)]
+    def _filling(self, keys: Tensor, block: Tensor, pixel: Tensor) -> Tensor:
+        """What erased pixels become, by the key, block and position of each: int64 (N,) all three -> float32 (3, N)."""
+        if self.mode == "const":
+            return torch.zeros(3, len(keys))
         if self.mode == "rand":
-            colours = quantiles()[entries(uniform(keys[:, None], torch.arange(3 * self.most) + PIXELS))].float()
-            colours = send(colours, x.device).view(len(x), self.most, 3, 1, 1)
-            for k, inside in enumerate(covered):
-                x = torch.where(inside, colours[:, k], x)
-            return x
-        inside = covered[0]
-        for other in covered[1:]:
-            inside = inside | other
-        return torch.where(inside, _noise(send(keys, x.device), *x.shape[2:]) if self.mode == "pixel" else 0.0, x)
+            return torch.stack([_normal()[entries(uniform(keys, PIXELS + 3 * block + k))] for k in range(3)])
+        bits = (uniform(keys, pixel + PIXELS) * 2.0**48).long()  # one draw is enough for three channels
+        parts = torch.stack([bits >> 32, (bits >> 16) & (FINE - 1), bits & (FINE - 1)])
+        return _normal().index_select(0, parts.flatten()).view(3, -1)
 
 
-def _covered(block: Tensor, height: int, width: int) -> Tensor:
-    """The pixels of one block per image: (b, 4) -> bool (b, 1, height, width)."""
-    top, left, high, wide = block[:, :, None].unbind(1)
-    rows, columns = (torch.arange(size, device=block.device) for size in (height, width))
-    across, down = (columns >= left) & (columns < left + wide), (rows >= top) & (rows < top + high)
-    return (down[:, :, None] & across[:, None, :])[:, None]
-
-
-def _noise(keys: Tensor, height: int, width: int) -> Tensor:
-    """Standard normal noise, by one draw per pixel for its three channels: keys (b,) -> float32 (b, 3, height, width)."""
-    numbers = torch.arange(height * width, device=keys.device) + PIXELS
-    bits = (uniform(keys[:, None], numbers) * 2.0**48).long()
-    parts = torch.stack([bits >> 32, (bits >> 16) & (FINE - 1), bits & (FINE - 1)], 1)
-    return _table(keys.device).index_select(0, parts.flatten()).view(-1, 3, height, width)
+def _covers(blocks: Tensor, height: int, width: int) -> Tensor:
+    """The last block over every pixel, counted from 1, 0 where there is none: (b, n, 4) -> int32 (b, height, width)."""
+    covers = torch.zeros(len(blocks), height, width, dtype=torch.int32)
+    rows, columns = torch.arange(height), torch.arange(width)
+    for k, block in enumerate(blocks.unbind(1)):
+        top, left, high, wide = block[:, :, None].unbind(1)
+        across, down = (columns >= left) & (columns < left + wide), (rows >= top) & (rows < top + high)
+        covers.masked_fill_(down[:, :, None] & across[:, None, :], k + 1)
+    return covers
 
 
 @cache
-def _table(device: torch.device) -> Tensor:
-    return quantiles().float().to(device)
+def _normal() -> Tensor:
+    return quantiles().float()

@@ -7,11 +7,12 @@ Letters:  B images in a batch   L layers   O operations of a RandAugment   S sid
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import permutations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,15 +145,15 @@ class Plan:
         return x.index_select(0, moves[layers])
 
 
-def _layer(x: Tensor, counts: list[int], source: Tensor, numbers: Tensor):
+def _layer(x: Tensor, counts: list[int], source: Tensor, numbers: Tensor) -> Iterator[Tensor]:
     """The images of one layer, operation by operation."""
     start = 0
     for function, count in zip(FUNCTIONS, counts, strict=True):
-        end, step = start + count, CHUNK if x.device.type == "cpu" and function is not FUNCTIONS[0] else max(count, 1)
-        for a in range(start, end, step):
-            b = min(a + step, end)
+        pieces = max(round(count / CHUNK), 1) if x.device.type == "cpu" else 1
+        for piece in range(pieces if count else 0):
+            a, b = (start + count * k // pieces for k in (piece, piece + 1))
             yield function(x.index_select(0, source[a:b]), numbers[a:b])
-        start = end
+        start += count
 
 
 class RandAugment:
@@ -218,8 +219,8 @@ def _table(names: list[str]) -> dict[str, Tensor]:
     """
     kinds = [OPERATIONS[name][0] for name in names]
     levels = [OPERATIONS[name][1] for name in names]
-    columns = {field: torch.tensor([getattr(level, field) for level in levels]) for field in Level.__dataclass_fields__}
-    columns = {field: column.double() if column.is_floating_point() else column for field, column in columns.items()}
+    columns = {field: np.array([getattr(level, field) for level in levels]) for field in Level.__dataclass_fields__}
+    columns = {field: torch.from_numpy(column) for field, column in columns.items()}  # float64, unlike torch.tensor's
     bilinear = [f"{WARPS[kind]} bilinear" if kind in WARPS else kind for kind in kinds]
     return columns | {
         "kind": torch.tensor([INDEX[kind] for kind in bilinear]),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 RGBX = 4  # bytes per pixel where a pixel is one number
+FEW = 8  # images
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
@@ -109,7 +110,7 @@ def autocontrasted(x: Tensor, _: Tensor) -> Tensor:
     flat = x.flatten(2)
     low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()
     levels = _levels(x.device)
-    scale = 255.0 / (high - low).clamp_(min=1)
+    scale = torch.full_like(low, 255.0) / (high - low).clamp_(min=1)  # 255 / x would be 255 * (1 / x)
     table = bytes_of((levels * scale).add_(-low * scale).clamp_(0, 255))
     return looked_up(x, torch.where(high > low, table, levels.to(torch.uint8)))
 
@@ -142,7 +143,7 @@ def blurred(x: Tensor, radius: Tensor) -> Tensor:
     part = (2 * half + 1) * (half * (half + 1) - 3 * variance) / (6 * (variance - (half + 1) * (half + 1)))
     box = (half + part).float()  # as Pillow keeps it
     whole = box.floor()
-    inner = ((1 << 24) / (box * 2 + 1)).long()
+    inner = (torch.full_like(box, 1 << 24) / (box * 2 + 1)).long()
     edge = ((1 << 24) - (whole.long() * 2 + 1) * inner) // 2
     near, far = torch.where(whole > 0, inner, edge), torch.where(whole > 0, edge, 0)
     weights = [each[:, None, None, None] for each in (inner, near, far)]
@@ -198,8 +199,9 @@ def _cubic_of_row(taps: Tensor, part: Tensor) -> Tensor:
     steps = taps[..., 1:] - taps[..., :-1]
     first = steps[..., :width]
     third = first + steps[..., 2:]
-    y = third * part
-    y.sub_(third.add_(first)).mul_(part).add_(first + steps[..., 1 : width + 1]).mul_(part).add_(taps[..., 1 : width + 1])
+    rest = third + first
+    y = third.mul_(part).sub_(rest)
+    y.mul_(part).add_(torch.add(first, steps[..., 1 : width + 1], out=rest)).mul_(part).add_(taps[..., 1 : width + 1])
     return y.clamp_(0, 255)
 
 
@@ -226,39 +228,55 @@ def turned(x: Tensor, matrix: Tensor, *, cubic: bool, fill: Tensor) -> Tensor:
     a, b, c, d, e, f = matrix[:, :, None, None].unbind(1)
     column, row = a * across + b * down + c, d * across + e * down + f  # (b, H, W)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    (columns, part_x), (rows, part_y) = _taps(column, width, cubic), _taps(row, height, cubic)  # (n, b, H, W), (b, H, W, 1)
+    (columns, part_x), (rows, part_y) = _taps(column, width, cubic), _taps(row, height, cubic)  # (n, b, H, W), (b, H, W)
     pixels, curve = _packed(x), _cubic if cubic else _linear
     firsts = torch.arange(0, len(pixels), height * width, dtype=torch.int32, device=x.device)[:, None, None]
-    part_x = part_x.expand(-1, -1, -1, RGBX).contiguous()
-    lines = []
-    for line in rows:
-        start = firsts + line * width
-        values = [pixels.index_select(0, (start + each).flatten()).view(torch.uint8).float() for each in columns]
-        lines.append(curve([each.view(part_x.shape) for each in values], part_x))
-    y = curve(lines, part_y.expand(-1, -1, -1, RGBX).contiguous()).clamp_(0, 255)
+    part_x, part_y = _repeated(part_x), _repeated(part_y)
+    together = len(rows) if len(x) <= FEW else 1  # lines at a time: fewer calls, or less memory
+    shape = (together, *part_x.shape)
+    reused, lines = [torch.empty(shape, device=x.device) for _ in columns[1:]], []  # memory that was just used is the fastest
+    for some in rows.split(together):
+        start = firsts + some * width
+        values = [*reused, torch.empty(shape, device=x.device)]
+        for value, each in zip(values, columns, strict=True):
+            value.copy_(pixels.index_select(0, (start + each).flatten()).view(torch.uint8).view(shape))
+        lines += curve(values, part_x).unbind(0)
+    y = curve(lines, part_y).clamp_(0, 255)
     return _covered(bytes_of(y)[..., :3].permute(0, 3, 1, 2).contiguous(), inside, fill)
 
 
 def _taps(position: Tensor, size: int, cubic: bool) -> tuple[Tensor, Tensor]:
-    """The pixels around a position along one axis, and how far it is from the one before it: int32 (4 or 2, ...), (..., 1)."""
+    """The pixels around a position along one axis, and how far it is from the one before it: (4 or 2, ...) int32, (...)."""
     position = position - 0.5
     base = position.floor()
     around = torch.arange(*((-1, 3) if cubic else (0, 2)), dtype=torch.int32, device=position.device)
     pixels = base.to(torch.int32) + around.view(-1, *[1] * position.ndim)
-    return pixels.clamp_(0, size - 1), (position - base).float()[..., None]
+    return pixels.clamp_(0, size - 1), (position - base).float()
 
 
 def _cubic(values: list[Tensor], part: Tensor) -> Tensor:
+    """The cubic of four values, as in `_cubic_of_row`. It is put in the place of the last one; the others are lost."""
     before, here, after, beyond = values
-    first = here - before
-    third = (beyond - after).add_(first)
-    y = third * part
-    return y.sub_(third.add_(first)).mul_(part).add_(after - before).mul_(part).add_(here)
+    third = beyond.sub_(after)
+    after.sub_(before)
+    first = torch.sub(here, before, out=before)
+    third.add_(first)
+    first.add_(third)
+    return third.mul_(part).sub_(first).mul_(part).add_(after).mul_(part).add_(here)
 
 
 def _linear(values: list[Tensor], part: Tensor) -> Tensor:
+    """Between two values; put in the place of the last one."""
     here, after = values
-    return (after - here).mul_(part).add_(here)
+    return after.sub_(here).mul_(part).add_(here)
+
+
+def _repeated(part: Tensor) -> Tensor:
+    """The same for every channel of a pixel: (b, H, W) -> (b, H, W, RGBX). Faster than to expand, by far."""
+    wide = torch.empty(*part.shape, RGBX, device=part.device)
+    for channel in wide.unbind(-1):
+        channel.copy_(part)
+    return wide
 
 
 def _packed(x: Tensor) -> Tensor:
