@@ -13,6 +13,7 @@ from jobs import SERVER, THREE_TASKS, TIMEOUT, TINY, assert_close, assert_equal,
 from continual import rehearsal
 from continual.errors import LostProcess, OptionsError
 from continual.jobs import distributed, watch
+from continual.jobs.reduction import Reduction
 
 # Few exemplars: the more are herded of a class, the more often two images are so nearly as good that rounding decides.
 FOUR = [*THREE_TASKS, "--replicas", "4", "--replicas-at-once", "1", "--memory-size", "20"]
@@ -167,3 +168,21 @@ def test_an_error_of_ones_own_is_no_lost_process(error):
     with pytest.raises(RuntimeError) as caught, watch.collective():
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_that_add_up_in_a_fixed_order(deterministic, monkeypatch):
+    """Strictly: with warnings alone torch would leave fused attention as it is."""
+    strict = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only=False: strict.append((mode, warn_only)))
+    for name in ("benchmark", "deterministic"):
+        monkeypatch.setattr(torch.backends.cudnn, name, None)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert distributed.start("cuda", deterministic=deterministic) == torch.device("cuda", 0)
+    assert strict == [(deterministic, False)]
+    assert torch.backends.cudnn.benchmark is not deterministic and torch.backends.cudnn.deterministic is deterministic
+    assert torch.utils.deterministic.fill_uninitialized_memory is False

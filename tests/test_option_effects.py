@@ -10,6 +10,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import astuple
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -82,32 +83,36 @@ class Observer:
         self.notes.setdefault(name, []).append(mark(value))
 
     def train_one_epoch(
-        self, objective, steps, optimizer, *, loading, sam, clip_grad
+        self, objective, steps, optimizer, *, loading, sam, clip_grad, compiled, **_
     ) -> Iterator[tuple[dict[str, Tensor], int]]:
         sampler, dataset, beside = steps.sampler, steps.loader.dataset, steps.memory
         phase = {"training": "tr", "finetuning": "ft"}[sampler.key[1]] + str(sampler.key[2])
         note = lambda name, value: self.note(f"{phase}/{name}", value)  # noqa: E731
-        batches = list(sampler)
+        batches = list(islice(sampler, sampler.nb_steps * len(sampler.own_replicas)))
         note("rates", optimizer.param_groups[0]["lr"])
-        note("batches", [[index for index, _ in batch] for batch in batches])
+        note("batches", [draw.indices for draw in batches])
         if sampler.epoch == 0:
             note("set", [dataset.samples.y[view] for view in sampler.views])
-            note("images", torch.stack([dataset[item][0] for batch in batches[:6] for item in batch[:12]]))
+            images = torch.cat([x[:12] for x, _ in islice(steps.loader, min(6, len(batches)))])
+            note("images", images)
             apart = {"params": 0, "lr": 0, "initial_lr": 0}
             note("optimizer", [type(optimizer).__name__, *({**group, **apart} for group in optimizer.param_groups)])
-            self._model(note, objective.model, dataset.transform)
+            self._model(note, objective.model, images.shape[1:])
             self._losses(note, objective, steps.mixing)
             note("sam", sam and (sam.rho, sam.adaptive, sam.look_every, sam.look_alpha))
-            note("beside", beside and [len(beside.loader), beside.sam_first, beside.sam_second, beside.nb_replays])
-            note("settings", (clip_grad, steps.replicas_at_once))
+            note(
+                "beside",
+                beside and [beside.loader.batch_sampler.nb_draws, beside.sam_first, beside.sam_second, beside.nb_replays],
+            )
+            note("settings", (clip_grad, steps.replicas_at_once, compiled is not None))
         yield {"total": torch.tensor(1.0 + sampler.epoch)}, 1
 
-    def _model(self, note, model: nn.Module, transform) -> None:
+    def _model(self, note, model: nn.Module, shape: tuple[int, ...]) -> None:
         modes = [module.training for module in model.modules()]
         note("weights", {name: value for name, value in model.state_dict().items()})
         note("frozen", [name for name, p in model.named_parameters() if not p.requires_grad])
         note("modes", [name for name, module in model.named_modules() if not module.training])
-        images = fixed(4, 3, *transform(_blank()).shape[1:])
+        images = fixed(4, *shape)
         with torch.no_grad(), seeded("forward"):
             note("noisy", model(images).logits)
             model.eval()
@@ -149,12 +154,6 @@ def registered() -> Iterator[None]:
     LOSSES.remove("narrow")
 
 
-def _blank():
-    from PIL import Image
-
-    return Image.new("RGB", (8, 8))
-
-
 def run_of(options: Options, folder: Path) -> dict:
     """The summary of one run, which leaves its files in `folder`."""
     place = folders.Place(folder / "logs", folder / "checkpoints")
@@ -188,7 +187,7 @@ def observe(tmp_path_factory):
                 observer.note("data", [exp.benchmark.train_samples.x, exp.benchmark.train_samples.y, exp.benchmark.class_order])
                 observer.note("tasks", [astuple(task) for task in exp.tasks])
                 observer.note("loading", (exp.loading.num_workers, exp.loading.pin_mem))
-                observer.note("precision", exp.loading.amp)
+                observer.note("precision", (exp.loading.amp, exp.loading.channels_last))
                 observer.note("kept", (exp.store.keep, exp.store.keep_tasks))
                 return exp
 
@@ -291,6 +290,9 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     "epochs": [({}, 4, of("tr1", "rates", "batches"))],
     "base_epochs": [({}, 5, of("tr0", "rates", "batches"))],
     "no_amp": [({}, False, {"precision"})],
+    "amp": [({"no_amp": False}, "fp16", {"precision"})],
+    "compile": [({}, True, of("all", "settings"))],
+    "channels_last": [({}, True, {"precision"})],
     "opt": [({}, "momentum", of("all", "optimizer"))],
     "opt_eps": [({}, 1e-6, of("all", "optimizer"))],
     "opt_betas": [({}, (0.8, 0.9), of("all", "optimizer"))],
@@ -312,6 +314,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     "decay_milestones": [({"sched": "multistep", "decay_milestones": (3,)}, (2, 4), of("tr0 tr1", "rates"))],
     "patience_epochs": [({"sched": "plateau"}, 0, of("tr0 tr1", "rates"))],
     # augmentation
+    "augment": [({}, "pillow", RANDOMLY_AUGMENTED)],
     "hflip": [({}, 1.0, RANDOMLY_AUGMENTED)],
     "aa": [({}, "rand-m3", RANDOMLY_AUGMENTED), ({"aa": "rand-m3"}, "rand-m9", RANDOMLY_AUGMENTED)],
     "color_jitter": [({}, 0.9, RANDOMLY_AUGMENTED)],
@@ -414,6 +417,7 @@ ELSEWHERE = {
     "resume_anyway": "one call, not the experiment",
     "start_task": "one call, not the experiment; test_main.py",
     "eval": "one call, not the experiment; test_main.py",
+    "deterministic": "of CUDA's kernels; test_distributed.py",
     "process_timeout": "how long processes wait for each other",
     "save_every_minutes": "by the clock",
 }
@@ -528,6 +532,8 @@ FIRST_DIFFERENCE = [  # option, what both runs have beside BASE and TRAINED, the
     ("mixup", {}, 0.8, "tr0"),
     ("clip_grad", {}, 1e-3, "tr0"),
     ("no_amp", {}, False, "tr0"),
+    ("amp", {"no_amp": False}, "fp16", "tr0"),
+    ("augment", {}, "pillow", "tr0"),
     ("incremental_lr", {}, 1e-3, "tr1"),
 ]
 
