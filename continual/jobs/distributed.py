@@ -132,6 +132,14 @@ def replicas_of_this_process(replicas: int) -> range:
     return range(rank() * share, (rank() + 1) * share)
 
 
+def workers_of_this_process(asked: int | None = None) -> int:
+    """How many data loading workers it has: those asked for, or its share of the cores that it may use here, at least 1."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", nb_processes())))
+
+
 def average(tensors: Iterable[Tensor]) -> None:
     """Average tensors of any shapes over the processes, in place, all in one go.
 

@@ -203,7 +203,12 @@ def prepare(options: Options, place: Place, store: Store | None, here: Here) -> 
         benchmark=benchmark,
         tasks=benchmark.tasks[: options.run.max_task],
         replicas=replicas,
-        loading=Loading(here.device, options.data.num_workers, options.data.pin_mem, amp=not options.optim.no_amp),
+        loading=Loading(
+            here.device,
+            distributed.workers_of_this_process(options.data.num_workers),
+            options.data.pin_mem,
+            amp=not options.optim.no_amp,
+        ),
         store=store,
         stop=here.stop,
         images=images_of(options, benchmark),
