@@ -177,6 +177,16 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def of_all_processes(value: T) -> list[T]:
+    """What every process gives, by rank; on every process."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * nb_processes()
+    with collective():
+        dist.all_gather_object(values, value)
+    return values
+
+
 def gather_rows(rows: Tensor) -> list[Tensor] | None:
     """The rows (n_r, F) of every process, by rank, on the main process; None on the others.
 

@@ -26,6 +26,7 @@ from continual.randomness import seed_of
 from continual.rehearsal import Memory
 from continual.runs.checkpoint import Store, as_identity
 from continual.runs.folders import Place
+from continual.runs.ledger import SAVING
 from continual.runs.run import Run
 from continual.tasks import Task
 from continual.training import evaluation
@@ -99,7 +100,7 @@ class Experiment:
             phase,
             self.material(run, task),
             images=self.images,
-            loading=self.loading,
+            loading=run.ledger.timed(self.loading),
             key=self.key(phase.name, task.index),
             teacher=run.teacher,
             epochs_done=run.position.epoch,
@@ -160,14 +161,16 @@ class Experiment:
         if not distributed.is_main():
             return
         name = f"task-{task.index + 1}-finished" if finished else str(run.position)
-        self.store.save(
-            {**run.state_dict(), "classes": self.benchmark.classes()},
-            name=name,
-            identity=self.identity(),
-            task=task.index,
-            finished_task=finished,
-            seconds=run.seconds(),
-        )
+        with run.ledger.part(SAVING):
+            self.store.save(
+                {**run.state_dict(), "classes": self.benchmark.classes()},
+                name=name,
+                identity=self.identity(),
+                task=task.index,
+                finished_task=finished,
+                seconds=run.seconds(),
+                spent=run.ledger.state_dict(),
+            )
 
     def save_if_due(self, run: Run, task: Task, *, epoch_done: bool = False) -> None:
         """Every `save_every_epoch` epochs; without it by the clock, after any step, so that a few minutes are lost at most."""

@@ -142,7 +142,7 @@ def _take_over(run: Run, exp: Experiment, state: dict, manifest: dict) -> bool:
     options, now = exp.options.run, exp.identity()
     refuse_another(manifest["identity"], now, anyway=options.resume_anyway)
     another = bool(differences(manifest["identity"], now))
-    run.load_state_dict(state, seconds=manifest["seconds"])
+    run.load_state_dict(state, seconds=manifest["seconds"], spent=manifest.get("spent"))
     if another:
         run.restart_epoch()
     _check_classes(run, exp.benchmark.tasks)
