@@ -89,11 +89,11 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase) -> None:
             method.before(phase, exp.moment(run, task))
     trainer = exp.trainer(run, task, phase)
     run.enter(trainer)
-    title = f"task {task.index + 1}/{len(exp.tasks)} {phase.name}"
+    title, time_left = f"task {task.index + 1}/{len(exp.tasks)} {phase.name}", exp.time_left(run, task, phase)
 
     for epoch in range(run.position.epoch, phase.epochs):
         how = {"nb_epochs": phase.epochs, "nb_steps": trainer.nb_steps, "first_step": run.position.step}
-        with run.report.epoch(title, epoch=epoch, **how) as bar:
+        with run.report.epoch(title, epoch=epoch, run_left=time_left, **how) as bar:
             for _, nb_images in run.ledger.training(trainer.steps(epoch, run.position.step), task, phase.name):
                 bar.step(nb_images * distributed.nb_processes(), trainer.sums.means)
                 run.move(step=run.position.step + 1)

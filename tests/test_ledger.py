@@ -68,7 +68,7 @@ def test_what_is_waited_for_a_loader_is_data(ledger, clock, monkeypatch):
         type(loader.dataset), "__getitem__", lambda *item: (setattr(clock, "now", clock.now + 1), opened(*item))[1]
     )
     with ledger.part(STEP):
-        batches = list(ledger.timed(CPU).start(loader))
+        batches = list(loader)
     assert [len(x) for x, _ in batches] == [2, 2]
     assert ledger.seconds["data"] == 4 and ledger.seconds[STEP] == 0
 
@@ -224,3 +224,15 @@ def test_a_killed_and_resumed_run_counts_what_an_undisturbed_one_does(tmp_path):
     for summary in (whole, killed):
         assert summary["time"] == pytest.approx(sum(summary["cost"]["seconds"].values()), abs=0.2)
     assert killed["time"] < whole["time"] + time.monotonic() - begun
+
+
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_views_of_weights_are_no_trouble_where_there_are_no_gradients(ledger, without_gradients):
+    class Viewing(nn.Linear):
+        def forward(self, x):
+            return nn.Identity()(self.weight.view(3, 5)) @ x.T
+
+    model = Viewing(5, 3)
+    with ledger.part(EVALUATION, TASKS[0], model), without_gradients():
+        model(torch.ones(4, 5))
+    assert ledger.lines[0, EVALUATION].flops == 4 * LINEAR

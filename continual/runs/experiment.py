@@ -24,11 +24,12 @@ from continual.methods import Method, Moment, method_of
 from continual.options import Options, outside
 from continual.randomness import seed_of
 from continual.rehearsal import Memory
+from continual.runs import plan
 from continual.runs.checkpoint import Store, as_identity
 from continual.runs.folders import Place
 from continual.runs.ledger import SAVING
 from continual.runs.run import Run
-from continual.tasks import Task
+from continual.tasks import Phase, Task
 from continual.training import evaluation
 from continual.training.loading import Loading
 from continual.training.trainer import Trainer
@@ -93,7 +94,7 @@ class Experiment:
 
         return Material(new, run.memory, self.replicas, everything, *held)
 
-    def trainer(self, run: Run, task: Task, phase: Any) -> Trainer:
+    def trainer(self, run: Run, task: Task, phase: Phase) -> Trainer:
         """What trains a phase, from wherever it was left."""
         return Trainer(
             run.model,
@@ -105,6 +106,14 @@ class Experiment:
             teacher=run.teacher,
             epochs_done=run.position.epoch,
         )
+
+    @cached_property
+    def _plan(self) -> list[plan.Work]:
+        return plan.works(self.method, self.tasks, self.benchmark, self.empty_memory(), self.options)
+
+    def time_left(self, run: Run, task: Task, phase: Phase) -> Callable[[float], float | None]:
+        """A function from the share of the phase that is done to the seconds that the whole run may still take."""
+        return lambda share: plan.seconds_left(self._plan, run.ledger, task=task.index, step=phase.name, share=share)
 
     def moment(self, run: Run, task: Task, *, may_stop: bool = False) -> Moment:
         """What the method may look at now. may_stop: on the way, if asked to; not in a hook, which would be called again."""

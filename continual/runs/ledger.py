@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from continual.jobs import distributed
@@ -210,14 +209,30 @@ class Timed(Loading):
 
     ledger: Ledger | None = None
 
-    def start(self, loader: DataLoader) -> Iterator[list[torch.Tensor]]:
-        with self.ledger.waiting():
-            batches = super().start(loader)
-        return self._waited_for(batches)
+    def loader(self, *args: Any, **how: Any) -> "_Waited":
+        return _Waited(super().loader(*args, **how), self.ledger)
 
-    def _waited_for(self, batches: Iterator) -> Iterator:
+
+class _Waited:
+    """A loader; what its batches are waited for, is charged. Else it is as it was."""
+
+    def __init__(self, loader: Any, ledger: Ledger) -> None:
+        self._loader, self._ledger = loader, ledger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator:
+        with self._ledger.waiting():
+            batches = iter(self._loader)  # now: workers begin here, under whatever their loading has prepared
+        return self._each(batches)
+
+    def _each(self, batches: Iterator) -> Iterator:
         while True:
-            with self.ledger.waiting():
+            with self._ledger.waiting():
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -233,6 +248,7 @@ class _Flops:
 
     def __enter__(self) -> "_Flops":
         self._mode = FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU)
+        self._mode.mod_tracker = _NoModules()
         self._mode.__enter__()
         return self
 
@@ -249,6 +265,18 @@ class _Flops:
             yield
         finally:
             self.__enter__()
+
+
+class _NoModules:
+    """In the place of what would sort the FLOPs by module: its hooks (PyTorch 2.14) stop at views made without gradients."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:

@@ -83,16 +83,16 @@ class Report:
         if self.console:
             progress.say(text)
 
-    def epoch(self, title: str, *, epoch: int, nb_epochs: int, nb_steps: int, first_step: int = 0) -> EpochBar:
+    def epoch(self, title: str, *, epoch: int, nb_epochs: int, **how: Any) -> EpochBar:
         """The bar of one epoch: `with report.epoch("task 2/5 training", ...) as bar: bar.step(...)`.
 
         title: names the phase; epochs of equal title share one estimate of the time left. epoch: counts from 0.
-        nb_steps: steps of a whole epoch. first_step: steps done before, when an epoch is resumed.
+        how: as `EpochBar` takes it.
         """
         if self._pace.title != title:
             self._pace = Pace(title)
         said = self.say if self.console else None
-        return EpochBar(said, self._pace, epoch=epoch, nb_epochs=nb_epochs, nb_steps=nb_steps, first_step=first_step)
+        return EpochBar(said, self._pace, epoch=epoch, nb_epochs=nb_epochs, **how)
 
     # What is measured.
 
