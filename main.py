@@ -128,10 +128,14 @@ def remember(run: Run, exp: Experiment, task: Task) -> None:
         ranked: list[list[np.ndarray]] = []  # for every choice, those of each class
         for choice in range(choices):
             key = exp.key("exemplars", task.index, replica, choice)
-            look = {"augment": exp.selects_on_augmented, "key": key, "newest_only": kind == "token"}
-            features = None if rule == "random" else exp.features(run, task, new_images, **look)
-            pick = partial(rehearsal.choose, rule, features, new_images.y, k=-(-quota // choices), seed=partial(seed_of, *key))
-            ranked.append(distributed.on_main(pick))
+            how, of_classes = {"k": -(-quota // choices), "seed": partial(seed_of, *key)}, []
+            for group, rows in enumerate(rehearsal.groups(new_images.y)):
+                images, key = new_images.take(rows), (*key, "group", group) if group else key
+                look = {"augment": exp.selects_on_augmented, "key": key, "newest_only": kind == "token"}
+                features = None if rule == "random" else exp.features(run, task, images, **look)
+                picks = distributed.on_main(partial(rehearsal.choose, rule, features, images.y, **how))
+                of_classes += [rows[each] for each in picks]
+            ranked.append(of_classes)
         chosen.append([rehearsal.in_turn(list(of_class))[:quota] for of_class in zip(*ranked, strict=True)])
 
     memory.cut(quota)
