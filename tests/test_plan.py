@@ -42,7 +42,7 @@ def test_time_left_goes_by_what_the_like_took_last():
     early = ledger_of(training0=training0)  # 2 s a step; what never was goes at 0.25 s an image
     assert left(early, 0, "training", 0.5) == pytest.approx(5 * 2 + (4 + 8 + 6 + 8) * 0.25 + 20 * 2 + 5 * 2)
     later = ledger_of(training0=training0, evaluation0=evaluation, exemplars0=exemplars, training1=training1)
-    assert left(later, 1, "training", 0.25) == pytest.approx(0.75 * (20 * 3 + 8 * 0.5) + 6 * 2 + 5 * 3 + 8 * 0.5)
+    assert left(later, 1, "training", 0.25) == pytest.approx(0.75 * (20 * 16 / 7 + 8 * 0.5) + 6 * 2 + 5 * 16 / 7 + 8 * 0.5)
     assert left(later, 1, "finetuning", 1.0) == pytest.approx(8 * 0.5)
 
 

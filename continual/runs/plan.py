@@ -13,7 +13,7 @@ from continual.datasets import Benchmark
 from continual.methods import Method
 from continual.options import Options
 from continual.rehearsal import Memory
-from continual.runs.ledger import EVALUATION, EXEMPLARS, Ledger, Line
+from continual.runs.ledger import EVALUATION, EXEMPLARS, Ledger
 from continual.tasks import Phase, Remembering, Task
 
 
@@ -71,22 +71,14 @@ def seconds_left(plan: Sequence[Work], ledger: Ledger, *, task: int, step: str, 
 
 
 def _pace(ledger: Ledger, kind: str) -> float:
-    """Seconds for each step, or for each image of a kind without steps: those of the newest task that did any of it.
+    """Seconds for each step, or for each image of a kind without steps: those of the two newest tasks that did any of it.
 
-    What was never done goes at the pace of training, where its images would have been steps' images.
+    What was never done goes at the pace of training.
     """
     done = [(name, line) for (_, name), line in reversed(ledger.lines.items()) if line.images]
-    alike = [line for name, line in done if name == kind]
-    if alike:
-        return alike[0].seconds / _amount(alike[0])
-    trained = next((line for _, line in done if line.steps), None)
-    if trained is None:
-        return 0.0
-    return trained.seconds / (trained.images if kind in (EVALUATION, EXEMPLARS) else trained.steps)
-
-
-def _amount(line: Line) -> int:
-    return line.steps or line.images
+    lines = [line for name, line in done if name == kind] or [line for _, line in done if line.steps]
+    amount = sum(line.images if kind in (EVALUATION, EXEMPLARS) else line.steps for line in lines[:2])
+    return sum(line.seconds for line in lines[:2]) / amount if amount else 0.0
 
 
 def _blank(labels: np.ndarray) -> Samples:
