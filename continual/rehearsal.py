@@ -13,6 +13,8 @@ from continual.options import RehearsalOptions
 from continual.registry import RULES
 from continual.tasks import Task
 
+AT_ONCE = 12_000  # images; in ImageNet's last of ten tasks the features of each are 10 x 384 numbers
+
 
 def _by_distance(features: np.ndarray) -> np.ndarray:
     """Indices of one class's features (n, D), the closest to their mean first. (n,)"""
@@ -70,6 +72,13 @@ def choose(
         rows = of_class if features is None else features[of_class].astype(np.float64)
         chosen.append(of_class[_checked(rule, pick(rows, k, np.random.default_rng(seed(label))), len(of_class))[:k]])
     return chosen
+
+
+def groups(labels: np.ndarray, most: int = AT_ONCE) -> list[np.ndarray]:
+    """Rows (n_g,) of `labels` (n,), whole classes in order of their labels, in groups that begin every `most` images or so."""
+    classes, sizes = np.unique(labels, return_counts=True)
+    group = (np.cumsum(sizes) - sizes) // most
+    return [np.flatnonzero(np.isin(labels, classes[group == each])) for each in np.unique(group)]
 
 
 def _checked(rule: str, picks: np.ndarray, nb: int) -> np.ndarray:

@@ -132,6 +132,18 @@ def test_replicas_of_a_process(monkeypatch):
         distributed.replicas_of_this_process(5)
 
 
+def test_workers_of_a_process_share_the_cores_of_its_machine(monkeypatch):
+    monkeypatch.setattr(distributed, "nb_processes", lambda: 4)  # on two machines
+    for cores, processes, workers in ((8, 2, 4), (7, 2, 3), (2, 4, 1)):
+        monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert distributed.workers_of_this_process() == workers
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert distributed.workers_of_this_process() == 2
+    assert [distributed.workers_of_this_process(asked) for asked in (0, 3, 99)] == [0, 3, 99]
+
+
 @pytest.mark.parametrize(
     "own, words, dead, said",
     [

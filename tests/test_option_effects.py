@@ -280,7 +280,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     "std": [({}, value, RANDOMLY_AUGMENTED | {"evaluations/images"}) for value in ((0.3,), (0.1, 0.2, 0.3), ("auto",))],
     "validation": [({}, 0.25, OTHER_IMAGES)],
     "eval_batch_size": [({}, 32, {"evaluations/batch"})],
-    "num_workers": [({}, 1, {"loading"})],
+    "num_workers": [({}, value, {"loading"}) for value in (1, None)],
     "pin_mem": [({}, False, {"loading"})],
     # optimisation
     "batch_size": [({}, 8, of("all", "rates", "batches", "images"))],
