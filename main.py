@@ -122,13 +122,13 @@ def remember(run: Run, exp: Experiment, task: Task) -> None:
         return
     quota = memory.quota(task.nb_seen)
     rule, _, kind = options.rehearsal.rpartition("_") if options.rehearsal != "random" else ("random", "", "")
-    choices = options.rehearsal_modes  # so many, each on images augmented anew
+    here, choices = exp.loading.device, options.rehearsal_modes  # so many, each on images augmented anew
     chosen: list[list[np.ndarray]] = []  # for every replica the exemplars of each new class, as rows of new_images
     for replica in range(memory.nb_replicas):
         ranked: list[list[np.ndarray]] = []  # for every choice, those of each class
         for choice in range(choices):
             key = exp.key("exemplars", task.index, replica, choice)
-            how, of_classes = {"k": -(-quota // choices), "seed": partial(seed_of, *key)}, []
+            how, of_classes = {"k": -(-quota // choices), "seed": partial(seed_of, *key), "device": here}, []
             for group, rows in enumerate(rehearsal.groups(new_images.y)):
                 images, key = new_images.take(rows), (*key, "group", group) if group else key
                 look = {"augment": exp.selects_on_augmented, "key": key, "newest_only": kind == "token"}

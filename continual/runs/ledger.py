@@ -222,9 +222,6 @@ class _Waited:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
-    def __len__(self) -> int:
-        return len(self._loader)
-
     def __iter__(self) -> Iterator:
         with self._ledger.waiting():
             batches = iter(self._loader)  # now: workers begin here, under whatever their loading has prepared
