@@ -199,7 +199,7 @@ def test_kernels_that_add_up_in_a_fixed_order(deterministic, monkeypatch):
     strict = []
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only=False: strict.append((mode, warn_only)))
     for name in ("benchmark", "deterministic"):
-        monkeypatch.setattr(torch.backends.cudnn, name, None)
+        monkeypatch.setattr(torch.backends.cudnn, name, False)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -18,7 +18,8 @@ from torch.utils.data import Dataset, TensorDataset
 from torchvision.datasets import FakeData, ImageFolder
 
 from continual import datasets
-from continual.data import opening, sources
+from continual.data import opening, sources, transforms
+from continual.data.samplers import Draw
 from continual.datasets import Images, Samples, load, register
 from continual.errors import DataError
 from continual.options import Options, parse
@@ -184,8 +185,9 @@ def test_exif_counts_for_folders_and_own_data_but_not_for_imagenet(tmp_path):
     register("open", lambda data_path, train: ([Image.open(tmp_path / f"train/{c}/0.png") for c in ("ant", "bee")], [0, 1]))
 
     def first(bench: datasets.Benchmark) -> np.ndarray:
-        plain = images_of(parse(["--input-size", "8", "--patch-size", "4"]), bench)(bench.train(0), augment=False)
-        plain.transform = lambda image: torch.tensor(np.asarray(image)[..., 0])
+        one_by_one = parse(["--input-size", "8", "--patch-size", "4", "--augment", "pillow"])
+        plain = images_of(one_by_one, bench)(bench.train(0), augment=False)
+        plain.transform, plain.finish = lambda image: torch.tensor(np.asarray(image)[..., 0]), lambda images: images
         return plain[0][0].numpy()
 
     for name in ("folder", "listed", "open"):
@@ -675,3 +677,23 @@ def test_a_message_stays_one_line_whatever_a_file_is_called():
         assert message.startswith("cannot read a") and message.endswith("b.png (index 3)" if "png" in text else "b (index 3)")
         wrapped = f"Caught DataError in DataLoader worker process 0.\nTraceback:\n  x\ncontinual.errors.DataError: {message}\n"
         assert str(DataError(wrapped)) == message
+
+
+def test_pixels_are_normalised_on_the_device_and_come_out_the_same(tmp_path):
+    """Files travel as whole numbers; only where places are erased afterwards do they travel as the model gets them."""
+    folder(tmp_path)
+    folder(tmp_path, split="test")
+    bench = read("folder", tmp_path, increment=2)
+    argv = ["--input-size", "40", "--patch-size", "8", "--data-set", "folder", "--aa", "rand-m9-mstd0.5-inc1"]
+    draw = Draw(np.array([0, 1]), ("a key",), np.array([4, 7]))
+    for reprob, travels in (("0", torch.uint8), ("0.5", torch.float32)):
+        options = parse([*argv, "--reprob", reprob])
+        made = images_of(options, bench)(bench.train(0), augment=True)
+        assert made.__getitems__(draw)[0][0].dtype == travels
+        ((found, _),) = Loading(torch.device("cpu")).loader(made, [draw])
+        augment, size = options.augment, {"input_size": 40, "mean": bench.mean, "std": bench.std}
+        names = ("aa", "color_jitter", "hflip", "reprob", "remode", "recount")
+        settings = {name: getattr(augment, name) for name in names} | {"interpolation": augment.train_interpolation}
+        whole = Images(made.samples, transforms.train_transform(**size, **settings), root=bench.root)
+        assert torch.equal(found, torch.stack([image for image, _ in whole.__getitems__(draw)]))
+        assert made[0][0].dtype == torch.float32

@@ -46,15 +46,22 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self.samples.y)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(self._open(int(index))), int(self.samples.y[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self._transformed(index)
+        return self.finish(image[None])[0], label
 
-    def __getitems__(self, draw: Draw | list[int]) -> list[tuple[torch.Tensor, int]]:
-        if not isinstance(draw, Draw) or draw.key is None:
-            return [self[index] for index in (draw.indices if isinstance(draw, Draw) else draw)]
+    def __getitems__(self, draw: Draw | list[int]) -> list[tuple[Tensor, int]]:
+        """Those of a Draw are not finished: the device does it for the whole batch."""
+        if not isinstance(draw, Draw):
+            return [self[index] for index in draw]
+        if draw.key is None:
+            return [self._transformed(index) for index in draw.indices]
         opened = ((self._open(int(index)), int(self.samples.y[index])) for index in draw.indices)
         keys = [(*draw.key, int(position)) for position in draw.positions]
         return [(self.transform(image), label) for (image, label), _ in zip(opened, seeded_in_turn(keys), strict=True)]
+
+    def _transformed(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self._open(int(index))), int(self.samples.y[index])
 
     def _open(self, index: int) -> Image.Image:
         x = self.samples.x[index]

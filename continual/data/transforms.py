@@ -79,6 +79,14 @@ def test_transform(*, input_size: int, mean: tuple[float, float, float], std: tu
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
+def unfinished(transform: transforms.Compose) -> Transform | None:
+    """The transform without its normalisation: PIL image -> uint8 (3, S, S). None if something random comes after it."""
+    *steps, to_tensor, normalise = transform.transforms
+    if not isinstance(to_tensor, transforms.ToTensor) or not isinstance(normalise, transforms.Normalize):
+        return None
+    return transforms.Compose([*steps, transforms.PILToTensor()])
+
+
 def check_names(*, interpolation: str, remode: str) -> None:
     """Passes over names that timm knows.
 
