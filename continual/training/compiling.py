@@ -21,22 +21,18 @@ class Compiled:
         self.objective, self.nb_rows, self.say = objective, nb_rows, say
         self.compiled = torch.compile(objective, mode="reduce-overhead" if on_cuda else None, dynamic=False)
         self.rows: tuple[int, ...] | None = None  # of the batches that it is compiled for
-        self.works: bool | None = None  # None until it was tried
+        self.works = True
 
     def fits(self, rows: tuple[int, ...]) -> bool:
         """Whether a batch with so many images of each replica is one to compile for."""
         if self.rows is None and rows[0] == self.nb_rows:
             self.rows = rows
-        return rows == self.rows and self.works is not False
+        return rows == self.rows and self.works
 
     def __call__(self, images: Tensor, targets: Tensor, held_out: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
-        if self.works:
+        try:
             torch.compiler.cudagraph_mark_step_begin()
             return self.compiled(images, targets, held_out)
-        try:
-            losses = self.compiled(images, targets, held_out)
-            self.works = True
-            return losses
         except torch._dynamo.exc.TorchDynamoException as error:
             self.works = False
             self.say(f"compile: it does not work here, the run goes on without it: {one_line(error)[:200]}")
