@@ -22,7 +22,7 @@ from continual.errors import CheckpointError, DataError, OptionsError
 from continual.options import Options, replace
 from continual.registry import DATA_SETS
 from continual.runs import checkpoint
-from continual.runs.checkpoint import differences, refuse_another
+from continual.runs.checkpoint import as_identity, differences, refuse_another
 from continual.runs.series import of_series
 
 WORDS = ["ant", "bee", "cat", "dog"]
@@ -449,3 +449,14 @@ def test_class_names_of_any_kind_fit_in_a_checkpoint(tmp_path):
     state, manifest = store.load()
     assert state == {"classes": rows} and manifest["identity"] == {"classes": ["\udcff"]}
     assert isinstance(torch.load(next(tmp_path.glob("*.pt")), weights_only=True)["classes"], list)
+
+
+@pytest.mark.parametrize(("no_amp", "amp"), [(True, "off"), (False, "auto")])
+def test_a_run_from_before_there_was_batched_augmentation(no_amp, amp):
+    """It went through Pillow, in the precision that `no_amp` said; it resumes as that, with `--augment pillow`, and nothing else is asked."""
+    now = as_identity(replace(Options(), augment="pillow", no_amp=no_amp))
+    assert now["amp"] == amp
+    later = ("augment", "amp", "compile", "deterministic", "channels_last")
+    stored = {key: value for key, value in now.items() if key not in later}
+    assert differences(stored, now) == []
+    assert differences(stored, as_identity(replace(Options(), no_amp=no_amp))) == ["augment"]

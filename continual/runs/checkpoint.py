@@ -79,10 +79,9 @@ def _was(stored: dict[str, Any], key: str) -> Any:
     """What a key was when the identity was stored; a run begun before there was such an option tells it by others."""
     if key in stored:
         return stored[key]
-    amp = "off" if stored.get("no_amp") else "auto"
-    return {"method": method_of(stored), "registered": [], "augment": "pillow", "amp": amp}.get(
-        key, as_identity(Options()).get(key)
-    )
+    then = {"method": method_of(stored), "registered": [], "augment": "pillow"}
+    then["amp"] = "off" if stored.get("no_amp") else "auto"
+    return {**as_identity(Options()), **then}.get(key)
 
 
 def refuse_another(stored: dict[str, Any], now: dict[str, Any], *, anyway: bool = False) -> None:
