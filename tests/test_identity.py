@@ -453,7 +453,7 @@ def test_class_names_of_any_kind_fit_in_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize(("no_amp", "amp"), [(True, "off"), (False, "auto")])
 def test_a_run_from_before_there_was_batched_augmentation(no_amp, amp):
-    """It went through Pillow, in the precision that `no_amp` said; it resumes as that, with `--augment pillow`, and nothing else is asked."""
+    """It went through Pillow, in the precision that `no_amp` said; with `--augment pillow` it goes on as that."""
     now = as_identity(replace(Options(), augment="pillow", no_amp=no_amp))
     assert now["amp"] == amp
     later = ("augment", "amp", "compile", "deterministic", "channels_last")
