@@ -87,7 +87,7 @@ def train_one_epoch(
 ) -> Iterator[tuple[dict[str, Tensor], int]]:
     """Train on the steps that are left of an epoch; yields the named losses and the number of images after every update.
 
-    scale: of the loss, for float16; a step whose gradient overflows with it is left out. listener, compiled: of the whole phase.
+    scale: of the loss, for float16; a step whose gradient overflows is left out. listener, compiled: of the whole phase.
     Raises NonFiniteLoss on every process, before the update.
     """
     parameters = trained(objective.model)
