@@ -166,5 +166,13 @@ def picture(report: Row, path: Path) -> None:
     draw(report, path)
 
 
+def anything(report: Row) -> bool:
+    """Whether there is a single number in it."""
+    rows = [
+        row for section in report["sections"].values() for value in section.values() if isinstance(value, list) for row in value
+    ]
+    return any(isinstance(value, float | int) for row in rows if isinstance(row, dict) for value in row.values())
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(0 if anything(main()) else 1)
