@@ -4,7 +4,6 @@ This file starts such a run, and is what the run is: a script that registers the
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,16 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).resolve().parents[3]), str(Path(__file__).resolve().parents[1])]
-
 import numpy as np
 import torch
 
 import continual
 from continual.training.trainer import Trainer
 from parts.models import TINY
-from parts.setting import OPTIONS, ROOT, OutOfTime, Row, Setting, guarded
+from parts.setting import OPTIONS, ROOT, OutOfTime, Row, Setting, guarded, of_python
 
 FAST = {"amp": "bf16", "compile": True, "deterministic": False}  # where options/speed/fast.yaml is not there
 FIRST, LATER = 500 * 5000, 9 * 500 * 7000  # images of the published schedule: the first task, and the other nine together
@@ -42,10 +38,11 @@ def projected(setting: Setting, name: str) -> Row:
     """Images a second in the first and in the second task, and what the whole would take at that."""
     setting.need(5 if setting.tiny else 60)
     folder = Path(tempfile.mkdtemp(prefix="epochs-"))
-    command = [sys.executable, __file__, str(folder), setting.device.type, "tiny" if setting.tiny else "whole", name]
+    start, environment = of_python("epochs")
+    command = [*start, str(folder), setting.device.type, "tiny" if setting.tiny else "whole", name]
     try:
         limit = min(240.0, setting.seconds_left() - 5)
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, env=dict(os.environ))
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, env=environment)
         if done.returncode:
             raise RuntimeError(f"the run ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
         epochs = json.loads((folder / "epochs.json").read_text())

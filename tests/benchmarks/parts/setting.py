@@ -93,6 +93,12 @@ def product_rate(setting: Setting, shapes: Sequence[tuple[int, int, int]], dtype
     return multiply
 
 
+def of_python(module: str) -> tuple[list[str], dict[str, str]]:
+    """How another process runs a module of this folder: the command, and its environment."""
+    paths = [str(ROOT), str(ROOT / "tests" / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return [sys.executable, "-m", f"parts.{module}"], {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def guarded(measure: Callable[[], Row]) -> Row:
     """What a measurement gives, or the words of why it gave nothing."""
     try:

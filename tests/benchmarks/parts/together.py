@@ -1,21 +1,16 @@
 """Training steps on several processes: this file starts them, and is what each of them runs."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).resolve().parents[3]), str(Path(__file__).resolve().parents[1])]
 
 import torch
 
 from continual.jobs import distributed
 from parts.models import Steps, options_of, tasks_of
-from parts.setting import ROOT, Row, Setting
+from parts.setting import ROOT, Row, Setting, of_python
 
 TIMEOUT = 300.0  # seconds
 
@@ -39,11 +34,13 @@ def of_job(setting: Setting, nb: int, grouped: bool) -> Row:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(nb)}
+    start, environment = of_python("together")
+    alone = {**environment, "OMP_NUM_THREADS": "1"}
+    common = {**alone, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(nb)}
     job = []
     for rank in range(nb):
-        own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} if grouped else {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, setting.device.type, "tiny" if setting.tiny else "whole", str(setting.rounds)]
+        own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} if grouped else alone
+        command = [*start, setting.device.type, "tiny" if setting.tiny else "whole", str(setting.rounds)]
         job.append(subprocess.Popen(command, env=own, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     try:
         said = [each.communicate(timeout=max(10.0, min(TIMEOUT, setting.seconds_left()))) for each in job]
