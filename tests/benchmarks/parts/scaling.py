@@ -3,6 +3,8 @@
 tests/benchmarks/scaling.md explains every formula. What is assumed stands in ASSUMED.
 """
 
+import math
+
 import torch
 
 from continual.dytox import freeze
@@ -23,6 +25,17 @@ MODELS = {"cifar": (10, 50), "imagenet": (10, 50)}  # tasks
 CLASSES = {10: 10, 50: 2}  # of a task, for so many tasks
 BATCH = 128  # images of one GPU
 TRAINED_IMAGES = {"cifar": (5000, 2000), "imagenet": (13000, 2000)}  # new ones of a task, and the memory
+
+
+def parameters(model: ModelOptions, classes: list[int]) -> int:
+    """How many the model has after tasks of so many classes, by the formula; `counted` counts them."""
+    d, heads, side = model.embed_dim, model.num_heads, model.patch_size
+    n = (model.input_size // side) ** 2
+    encoder = d * (3 * side**2 + 1) + n * d + model.local_up_to_layer * (12 * d**2 + 10 * d + 5 * heads)
+    decoder = (model.depth - model.local_up_to_layer) * (12 * d**2 + 10 * d)
+    own = sum(3 * d + nb * (d + 1) for nb in classes)  # a token, the classifier's norm, and its rows
+    div = 2 * d + (classes[-1] + 1) * (d + 1) if len(classes) > 1 else 0
+    return encoder + decoder + own + div
 
 
 def operations(model: ModelOptions, classes: list[int], *, div: bool = True, per: str = "forward") -> float:
@@ -49,7 +62,7 @@ def of_step(model: ModelOptions, classes: list[int], *, distils: bool = True) ->
 
 
 def kept_bytes(model: torch.nn.Module, side: int, amp: bool) -> float:
-    """Bytes that a forward pass keeps for backward, for one image: counted on one and on two images."""
+    """Bytes that a forward pass keeps for backward, for one image: counted on two and on three images."""
 
     def kept(nb: int) -> int:
         seen: dict[int, int] = {}
@@ -65,7 +78,7 @@ def kept_bytes(model: torch.nn.Module, side: int, amp: bool) -> float:
             kept_alive = model(torch.randn(nb, 3, side, side))
         return sum(seen.values()) if kept_alive else 0
 
-    return kept(2) - kept(1)
+    return kept(3) - kept(2)
 
 
 def counted(name: str, nb_tasks: int, setting: Setting) -> Row:
@@ -96,27 +109,23 @@ def counted(name: str, nb_tasks: int, setting: Setting) -> Row:
     }
 
 
-def spread(row: Row, rate: float | None = None) -> list[Row]:
-    """One training step on several GPUs, the reduction beside the backward pass: for each kind of wire.
+def spread(row: Row, rate: float = 0.0) -> list[Row]:
+    """One training step on several GPUs, the reduction beside the backward pass: by each kind of wire.
 
-    rate: operations a second that a GPU reaches in a step.
+    rate: operations a second that a GPU reaches in a step; 0: as assumed.
     """
     rate = rate or ASSUMED["bf16 products (TFLOP/s)"] * ASSUMED["share of it that a step reaches"] * 1e12
     step = row["step with teacher (GFLOP/image)"] * 1e9 * BATCH / rate
-    backward = 2 * row["forward (GFLOP/image)"] * 1e9 * BATCH / rate
+    of_image = 2 * row["forward (GFLOP/image)"] * 1e9 / rate  # of its backward pass
     rows = []
-    for nb in (8, 16, 64):
-        line = {"model": row["model"], "tasks": row["tasks"], "GPUs": nb, "alone (ms)": 1e3 * step}
-        for wire in WIRES if nb > 8 else WIRES[:1]:
-            if nb > 8 and wire.startswith("NVLink"):
-                continue
+    for wire in WIRES:
+        for nb in (8,) if wire.startswith("NVLink") else (16, 64):
             reduction = 2 * (nb - 1) / nb * row["reduced a step (MB)"] * 1e6 / (ASSUMED[wire] * 1e9)
-            waits = max(0.0, reduction - backward)
-            short = wire.partition(",")[0] if wire.startswith("NVLink") else " ".join(wire.split()[:3])
-            line[f"reduction, {short} (ms)"] = 1e3 * reduction
-            line[f"share of perfect, {short}"] = step / (step + waits)
-        line["images a second, best wire"] = nb * BATCH / step * max(v for k, v in line.items() if k.startswith("share"))
-        rows.append(line)
+            whole = step + max(0.0, reduction - of_image * BATCH)
+            line = {"model": row["model"], "tasks": row["tasks"], "GPUs": nb, "wire": wire.removesuffix(" (GB/s)")}
+            line |= {"step alone (ms)": 1e3 * step, "reduction (ms)": 1e3 * reduction, "step together (ms)": 1e3 * whole}
+            line |= {"share of perfect": step / whole, "images/s": nb * BATCH / whole}
+            rows.append({**line, "batch of a GPU that hides it": math.ceil(reduction / of_image)})
     return rows
 
 
