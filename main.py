@@ -24,6 +24,7 @@ from continual.randomness import seed_of, seeded
 from continual.runs import opening
 from continual.runs.experiment import Experiment, Here
 from continual.runs.greeting import budget
+from continual.runs.ledger import EVALUATION, EXEMPLARS
 from continual.runs.run import Run
 from continual.runs.series import Part, Series
 from continual.tasks import Phase, Remembering, Task
@@ -53,6 +54,7 @@ def train(part: Part, here: Here) -> dict[str, Any]:
             nb_exemplars=len(run.memory),
             seconds=run.seconds(),
             seconds_saving=exp.store.seconds,
+            cost=run.ledger.cost(run.model, run.teacher, run.memory),
         )
 
 
@@ -62,7 +64,8 @@ def learn_task(run: Run, exp: Experiment, task: Task) -> None:
         run.begin(task)
     for step in run.steps_left(task):
         if isinstance(step, Remembering):
-            remember(run, exp, task)
+            with run.ledger.part(EXEMPLARS, task, run.model):
+                remember(run, exp, task)
         else:
             learn(run, exp, task, step)
         run.step_done(task, step)
@@ -86,12 +89,12 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase) -> None:
             method.before(phase, exp.moment(run, task))
     trainer = exp.trainer(run, task, phase)
     run.enter(trainer)
-    title = f"task {task.index + 1}/{len(exp.tasks)} {phase.name}"
+    title, time_left = f"task {task.index + 1}/{len(exp.tasks)} {phase.name}", exp.time_left(run, task, phase)
 
     for epoch in range(run.position.epoch, phase.epochs):
         how = {"nb_epochs": phase.epochs, "nb_steps": trainer.nb_steps, "first_step": run.position.step}
-        with run.report.epoch(title, epoch=epoch, **how) as bar:
-            for _, nb_images in trainer.steps(epoch, run.position.step):
+        with run.report.epoch(title, epoch=epoch, run_left=time_left, **how) as bar:
+            for _, nb_images in run.ledger.training(trainer.steps(epoch, run.position.step), task, phase.name):
                 bar.step(nb_images * distributed.nb_processes(), trainer.sums.means)
                 run.move(step=run.position.step + 1)
                 exp.stop_if_asked(run, task, after_step=True)
@@ -119,16 +122,20 @@ def remember(run: Run, exp: Experiment, task: Task) -> None:
         return
     quota = memory.quota(task.nb_seen)
     rule, _, kind = options.rehearsal.rpartition("_") if options.rehearsal != "random" else ("random", "", "")
-    choices = options.rehearsal_modes  # so many, each on images augmented anew
+    here, choices = exp.loading.device, options.rehearsal_modes  # so many, each on images augmented anew
     chosen: list[list[np.ndarray]] = []  # for every replica the exemplars of each new class, as rows of new_images
     for replica in range(memory.nb_replicas):
         ranked: list[list[np.ndarray]] = []  # for every choice, those of each class
         for choice in range(choices):
             key = exp.key("exemplars", task.index, replica, choice)
-            look = {"augment": exp.selects_on_augmented, "key": key, "newest_only": kind == "token"}
-            features = None if rule == "random" else exp.features(run, task, new_images, **look)
-            pick = partial(rehearsal.choose, rule, features, new_images.y, k=-(-quota // choices), seed=partial(seed_of, *key))
-            ranked.append(distributed.on_main(pick))
+            how, of_classes = {"k": -(-quota // choices), "seed": partial(seed_of, *key), "device": here}, []
+            for group, rows in enumerate(rehearsal.groups(new_images.y)):
+                images, key = new_images.take(rows), (*key, "group", group) if group else key
+                look = {"augment": exp.selects_on_augmented, "key": key, "newest_only": kind == "token"}
+                features = None if rule == "random" else exp.features(run, task, images, **look)
+                picks = distributed.on_main(partial(rehearsal.choose, rule, features, images.y, **how))
+                of_classes += [rows[each] for each in picks]
+            ranked.append(of_classes)
         chosen.append([rehearsal.in_turn(list(of_class))[:quota] for of_class in zip(*ranked, strict=True)])
 
     memory.cut(quota)
@@ -162,16 +169,17 @@ def evaluate_only(part: Part, here: Here) -> dict[str, Any]:
 
 def scores(run: Run, exp: Experiment, task: Task) -> evaluation.Scores:
     """What the method answers on the test images of all classes seen."""
-    return evaluation.evaluate(
-        run.model,
-        exp.images(exp.benchmark.test(task.index), augment=False),
-        exp.tasks[: task.index + 1],
-        loading=exp.loading,
-        batch_size=exp.options.data.eval_batch_size,
-        spread=exp.options.run.dist_eval,
-        score=run.method.answer(exp.moment(run, task, may_stop=True)),
-        before_batch=partial(exp.stop_if_asked, run, task),
-    )
+    with run.ledger.part(EVALUATION, task, run.model):
+        return evaluation.evaluate(
+            run.model,
+            exp.images(exp.benchmark.test(task.index), augment=False),
+            exp.tasks[: task.index + 1],
+            loading=exp.loading,
+            batch_size=exp.options.data.eval_batch_size,
+            spread=exp.options.run.dist_eval,
+            score=run.method.answer(exp.moment(run, task, may_stop=True)),
+            before_batch=partial(exp.stop_if_asked, run, task),
+        )
 
 
 def nb_parameters(run: Run) -> int:

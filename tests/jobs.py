@@ -216,7 +216,8 @@ def results(folder: Path) -> dict[str, Any]:
     return {
         "states": states(checkpoints(folder)),
         "evaluations": (logs(folder) / "evaluations.jsonl").read_text(),
-        "summary": {key: value for key, value in summary.items() if not key.startswith("time")},
+        "summary": {key: value for key, value in summary.items() if not key.startswith(("time", "cost"))},
+        "spent": {key: summary["cost"][key] for key in ("images", "steps", "flops_training")},
         "status": json.loads((logs(folder) / "status.json").read_text()),
     }
 

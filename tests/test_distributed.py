@@ -78,18 +78,29 @@ def test_the_main_process_gathers_features_and_chooses_for_all(tmp_path):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
-    finish([*FOUR, "--drop-path", "0", *folders(folder)], folder)
+    finish([*FOUR, "--drop-path", "0.3", *folders(folder)], folder)
     return folder
 
 
-def test_replicas_at_once(plain, tmp_path):
-    finish([*FOUR, "--drop-path", "0", "--replicas-at-once", "2", *folders(tmp_path)], tmp_path)
+@pytest.mark.parametrize("at_once", ["2", "none"])
+def test_replicas_at_once(at_once, plain, tmp_path):
+    finish([*FOUR, "--drop-path", "0.3", "--replicas-at-once", at_once, *folders(tmp_path)], tmp_path)
     assert_close(what_counts(tmp_path), what_counts(plain))
+
+
+def test_augmented_in_bfloat16_on_one_and_two_processes(tmp_path):
+    """Bit by bit where replicas go one by one: the sum of two gradients does not depend on who added them."""
+    argv = [*THREE_TASKS, "--max-task", "2", "--amp", "bf16", "--aa", "rand-m9-mstd0.5-inc1", "--reprob", "0.5"]
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        finish([*argv, *folders(folder)], folder, processes=processes)
+    assert_equal(what_counts(tmp_path / "1"), what_counts(tmp_path / "2"))
 
 
 def test_workers(tmp_path):
     """Bit by bit: what a worker does to an image hangs on nothing but the image's place."""
     augmented = [*FOUR, "--drop-path", "0", "--max-task", "2", "--reprob", "0.5", "--aa", "rand-m9-mstd0.5-inc1"]
+    augmented += ["--augment", "pillow"]
     for workers in ("0", "2"):
         folder = tmp_path / workers
         finish([*augmented, "--num-workers", workers, *folders(folder)], folder)
@@ -97,7 +108,7 @@ def test_workers(tmp_path):
 
 
 def test_dist_eval(plain, tmp_path):
-    finish([*FOUR, "--drop-path", "0", "--dist-eval", *folders(tmp_path)], tmp_path, processes=2)
+    finish([*FOUR, "--drop-path", "0.3", "--dist-eval", *folders(tmp_path)], tmp_path, processes=2)
     assert_close(what_counts(tmp_path), what_counts(plain))
 
 
@@ -130,6 +141,18 @@ def test_replicas_of_a_process(monkeypatch):
     assert list(distributed.replicas_of_this_process(6)) == [3, 4, 5]
     with pytest.raises(OptionsError, match="start 1, 5 of them"):
         distributed.replicas_of_this_process(5)
+
+
+def test_workers_of_a_process_share_the_cores_of_its_machine(monkeypatch):
+    monkeypatch.setattr(distributed, "nb_processes", lambda: 4)  # on two machines
+    for cores, processes, workers in ((8, 2, 4), (7, 2, 3), (2, 4, 1)):
+        monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert distributed.workers_of_this_process() == workers
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert distributed.workers_of_this_process() == 2
+    assert [distributed.workers_of_this_process(asked) for asked in (0, 3, 99)] == [0, 3, 99]
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,16 @@ def test_resumed_on_four_processes(tmp_path):
     assert_same_results(tmp_path / "b", tmp_path / "a")
 
 
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_killed_under_mixed_precision(amp, tmp_path):
+    """With augmentations of every kind, and replicas in one batch; a loss scale is part of what goes on."""
+    mixed = [*TINY, "--amp", amp, "--replicas-at-once", "none", "--aa", "rand-m9-mstd0.5-inc1", "--reprob", "0.5"]
+    finish([*mixed, *folders(tmp_path / "a")], tmp_path)
+    assert run([*mixed, *folders(tmp_path / "b")], tmp_path, fault="kill:step:11").codes == [-signal.SIGKILL]
+    resume(tmp_path / "b")
+    assert_same_results(tmp_path / "b", tmp_path / "a")
+
+
 def test_killed_after_the_classifiers_were_reset(tmp_path):
     reset = [*TINY, "--finetuning-resetclf"]
     finish([*reset, *folders(tmp_path / "a")], tmp_path)
@@ -128,12 +138,14 @@ def test_running_statistics_of_two_processes(tmp_path):
     assert_same_results(tmp_path / "b", tmp_path / "a")
 
 
-def test_killed_with_its_workers_and_resumed_at_once(tmp_path, undisturbed):
+def test_killed_with_its_workers_and_resumed_at_once(tmp_path):
     """The workers live on for some seconds; the run's lock must not."""
-    job = run([*TINY, *folders(tmp_path), "--num-workers", "2"], tmp_path, fault="kill:step:6")
+    one_by_one = [*TINY, "--augment", "pillow"]
+    finish([*one_by_one, *folders(tmp_path / "a")], tmp_path)
+    job = run([*one_by_one, *folders(tmp_path / "b"), "--num-workers", "2"], tmp_path, fault="kill:step:6")
     assert job.codes == [-signal.SIGKILL]
-    resume(tmp_path)
-    assert_same_results(tmp_path, undisturbed(1))
+    resume(tmp_path / "b")
+    assert_same_results(tmp_path / "b", tmp_path / "a")
 
 
 def test_killed_before_the_first_checkpoint(tmp_path, undisturbed):
@@ -190,7 +202,19 @@ def test_one_of_two_processes_asked_to_stop(place, tmp_path, undisturbed):
 
 def test_asked_to_stop_with_its_workers(tmp_path):
     """A scheduler signals every process of a job: the workers must go on until their process has saved."""
-    argv = [*TINY, *folders(tmp_path), "--no-debug", "--epochs", "1000", "--base-epochs", "1000", "--num-workers", "1"]
+    argv = [
+        *TINY,
+        *folders(tmp_path),
+        "--no-debug",
+        "--epochs",
+        "1000",
+        "--base-epochs",
+        "1000",
+        "--augment",
+        "pillow",
+        "--num-workers",
+        "1",
+    ]
     job = Job(argv, tmp_path)
     wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-3-step-0.json")))
     pid = job.processes[0].pid
@@ -220,7 +244,19 @@ def interrupt(job):
 
 
 def test_ctrl_c(tmp_path):
-    argv = [*TINY, *folders(tmp_path), "--no-debug", "--epochs", "1000", "--base-epochs", "1000", "--num-workers", "1"]
+    argv = [
+        *TINY,
+        *folders(tmp_path),
+        "--no-debug",
+        "--epochs",
+        "1000",
+        "--base-epochs",
+        "1000",
+        "--augment",
+        "pillow",
+        "--num-workers",
+        "1",
+    ]
     job = Job(argv, tmp_path)
     wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-3-step-0.json")))
     interrupt(job)
@@ -254,7 +290,7 @@ def test_one_of_two_processes_gets_ctrl_c(tmp_path, undisturbed):
 
 def test_a_worker_killed(tmp_path, undisturbed):
     """As the out-of-memory killer would."""
-    job = Job([*TINY, *folders(tmp_path), "--num-workers", "1"], tmp_path, fault="hang:step:5")
+    job = Job([*TINY, *folders(tmp_path), "--augment", "pillow", "--num-workers", "1"], tmp_path, fault="hang:step:5")
     pid = job.processes[0].pid
     wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-2-step-0.json")) and children(pid))
     for worker in children(pid):
@@ -394,7 +430,19 @@ def test_started_again_without_train_sh(tmp_path, undisturbed, agent):
 
 
 def test_the_launcher_killed(tmp_path, agent):
-    argv = [*TINY, *folders(tmp_path), "--no-debug", "--epochs", "1000", "--base-epochs", "1000", "--num-workers", "1"]
+    argv = [
+        *TINY,
+        *folders(tmp_path),
+        "--no-debug",
+        "--epochs",
+        "1000",
+        "--base-epochs",
+        "1000",
+        "--augment",
+        "pillow",
+        "--num-workers",
+        "1",
+    ]
     job = Job(argv, tmp_path, environment=agent[1])
     wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-3-step-0.json")))
     workers = children(job.processes[0].pid)

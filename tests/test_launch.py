@@ -50,6 +50,13 @@ def test_exit_codes(error, code, monkeypatch, tmp_path, capsys):
     assert said == ("" if error is None else "error: why\n")
 
 
+def test_an_operation_that_cuda_has_no_ordered_kernel_for(monkeypatch, tmp_path, capsys):
+    told = "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set ..."
+    assert launched(monkeypatch, tmp_path, RuntimeError(told)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: deterministic: adaptive_avg_pool2d_backward_cuda has no kernel") and line.endswith("false")
+
+
 def test_what_train_sh_is_told(monkeypatch, tmp_path, capsys):
     """The exit code of what ended on purpose comes by its file alone: torchrun would add a page to the one line."""
     monkeypatch.setenv(launch.JOB, str(tmp_path))
@@ -91,7 +98,8 @@ def test_nobody_reads(tmp_path):
 
 def test_too_few_open_files(tmp_path):
     """For so many workers; the loader that has begun by half says no more about it."""
-    argv = [sys.executable, "-W", "ignore", "main.py", *TINY, *folders(tmp_path), "--num-workers", "12"]
+    argv = [sys.executable, "-W", "ignore", "main.py", *TINY, *folders(tmp_path)]
+    argv += ["--augment", "pillow", "--num-workers", "12"]
     done = subprocess.run(["bash", "-c", 'ulimit -n 40; exec "$@"', "bash", *argv], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: data loading failed: ") and "Too many open files" in done.stderr

@@ -255,7 +255,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     "embed_dim": [({}, 24, MODEL)],
     "depth": [({}, 4, MODEL)],
     "num_heads": [({}, 2, MODEL)],
-    "drop": [({}, 0.5, of("all", "noisy"))],
+    "drop": [({}, 0.5, of("all", "noisy", "settings"))],  # what is drawn for a whole batch keeps replicas apart
     "drop_path": [({}, 0.5, of("all", "noisy"))],
     "norm": [({}, "scale", MODEL)],
     "local_up_to_layer": [({}, 1, MODEL)],
@@ -280,7 +280,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     "std": [({}, value, RANDOMLY_AUGMENTED | {"evaluations/images"}) for value in ((0.3,), (0.1, 0.2, 0.3), ("auto",))],
     "validation": [({}, 0.25, OTHER_IMAGES)],
     "eval_batch_size": [({}, 32, {"evaluations/batch"})],
-    "num_workers": [({}, 1, {"loading"})],
+    "num_workers": [({}, value, {"loading"}) for value in (1, None)],
     "pin_mem": [({}, False, {"loading"})],
     # optimisation
     "batch_size": [({}, 8, of("all", "rates", "batches", "images"))],
@@ -292,7 +292,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     "no_amp": [({}, False, {"precision"})],
     "amp": [({"no_amp": False}, "fp16", {"precision"})],
     "compile": [({}, True, of("all", "settings"))],
-    "channels_last": [({}, True, {"precision"})],
+    "channels_last": [({}, True, {"precision"} | of("all", "forward", "noisy"))],
     "opt": [({}, "momentum", of("all", "optimizer"))],
     "opt_eps": [({}, 1e-6, of("all", "optimizer"))],
     "opt_betas": [({}, (0.8, 0.9), of("all", "optimizer"))],
@@ -347,7 +347,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     "pod_scales": [(PODDED, (1, 2), of("tr1", "losses"))],
     "pod_scaling": [(PODDED, True, of("tr1", "losses"))],
     "weight_align": [(PLAIN, True, of("ft1", "weights", "forward", "noisy"))],
-    "extra_losses": [({}, ("spread",), of("tr0 tr1", "losses")), (SPREAD, ("narrow",), of("tr0 tr1", "losses"))],
+    "extra_losses": [({}, ("spread",), of("tr0 tr1", "losses", "settings")), (SPREAD, ("narrow",), of("tr0 tr1", "losses"))],
     "extra_loss_weights": [(SPREAD, (0.5,), of("tr0 tr1", "losses"))],
     # rehearsal
     "memory_size": [({}, 28, MEMORY)],

@@ -47,7 +47,7 @@ incremental_warmup_lr null, min_lr 1e-5, decay_epochs 30, warmup_epochs 5, coold
 decay_rate 0.1, color_jitter 0.4, aa "rand-m9-mstd0.5-inc1", smoothing 0.1, train_interpolation "bicubic",
 repeated_aug true, reprob 0.25, remode "pixel", recount 1, resplit false, mixup 0.8, cutmix 1.0, cutmix_minmax null,
 mixup_prob 1, mixup_switch_prob 0.5, mixup_mode "batch", auto_kd false, kd 0, distillation_tau 1, resnet false,
-pod null, pod_scaling false, output_basedir "./checkpoints", seed 0, eval false, dist_eval false, num_workers 10,
+pod null, pod_scaling false, output_basedir "./checkpoints", seed 0, eval false, dist_eval false,
 pin_mem true, validation 0, initial_increment 50, increment 10, class_order null, eval_every 50, debug false,
 retrain_scratch false, max_task null, dytox false, ind_clf "", joint_tokens false, head_div 0, sam_rho 0,
 sam_adaptive false, sam_first "main", sam_second "main", sam_skip_first false, sam_final null, sam_div "",
@@ -65,6 +65,7 @@ def test_published_names_and_defaults():
         key, default = entry.split()
         assert values[key] == json.loads(default), key
     assert values["pod_scales"] == (1,) and values["options"] == values["freeze_task"] == values["freeze_ft"] == ()
+    assert values["num_workers"] is None  # published: 10, whatever the machine
     assert values["head_div_mode"] == values["sam_mode"] == ("tr", "ft")
 
 

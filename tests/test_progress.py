@@ -103,6 +103,29 @@ def test_a_narrow_terminal_encoding_does_not_stop_a_run(monkeypatch, tmp_path):
     assert (tmp_path / "out").read_text() == "60.0 ? 1.0\n"
 
 
+def test_the_time_left_of_the_whole_run_goes_by_the_share_of_the_phase(clock, capsys):
+    shares = []
+    report = Report(None, nb_tasks=5, console=True)
+    for epoch, first in ((1, 5), (2, 0)):
+        how = {
+            "nb_epochs": 4,
+            "nb_steps": 10,
+            "first_step": first,
+            "run_left": lambda share: shares.append(share) or 3600 * share,
+        }
+        with report.epoch("phase", epoch=epoch, **how) as bar:
+            for _ in range(10 - first):
+                clock.now += 1.0
+                bar.step(4, {"total": 1.0})
+    assert shares == [0.5, 0.75]
+    assert [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()] == ["run 0:30:00", "run 0:45:00"]
+    how["run_left"] = lambda share: None  # nobody can tell
+    with report.epoch("phase", epoch=0, nb_epochs=1, nb_steps=1, run_left=how["run_left"]) as bar:
+        clock.now += 1.0
+        bar.step(4, {"total": 1.0})
+    assert "run" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (90061, "1 d 1:01:01")])
 def test_duration(seconds, text):
     assert duration(seconds) == text

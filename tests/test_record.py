@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from evaluations import evaluate, run_of, scores
 
 from continual.errors import DataError, OptionsError, Preempted
 from continual.registry import METRICS
+from continual.rehearsal import Memory
+from continual.runs.ledger import Ledger
 from continual.runs.record import KEYS, LOSS, Report
 from continual.seeing.tables import summarise
 from continual.tasks import Task
@@ -224,7 +227,8 @@ def test_the_names_of_the_record_are_known(tmp_path):
     report = Report(None, nb_tasks=1, console=False)
     rest = {"epoch": 0, "phase": "training", "final": True, "lr": 1.0, "nb_parameters": 1, "nb_exemplars": 0}
     record = report.evaluation(scores(0.5), task=Task(0, 0, 10), token_distances=[], train_losses={"total": 1.0}, **rest)
-    summary = report.finish(nb_parameters=1, nb_exemplars=1, seconds=1.0)
+    cost = Ledger(torch.device("cpu")).cost(torch.nn.Linear(1, 1), None, Memory(0))
+    summary = report.finish(nb_parameters=1, nb_exemplars=1, seconds=1.0, cost=cost)
     assert {*record, *summary, *summarise([summary])[1], "runs"} == KEYS
     assert all(name in KEYS or name.startswith(LOSS) for name in evaluate(Report(None, console=False), 0, 0.5))
 

@@ -6,7 +6,7 @@ from stored import arrays
 
 from continual.errors import CheckpointError, OptionsError
 from continual.registry import RULES
-from continual.rehearsal import Memory, choose, closest, furthest, icarl, in_turn, random
+from continual.rehearsal import Memory, choose, closest, furthest, groups, icarl, in_turn, random
 from continual.tasks import Task
 
 
@@ -221,3 +221,15 @@ def test_a_memory_too_small_is_refused():
         Memory(99).check(100)
     with pytest.raises(OptionsError, match=r"2 replicas.*at least 200"):
         Memory(199, nb_replicas=2).check(100)
+
+
+@pytest.mark.parametrize("most", [1, 5, 7, 100])
+def test_chosen_in_groups_of_classes_as_all_at_once(most):
+    rng = np.random.default_rng(0)
+    labels, features = rng.permutation(np.repeat([4, 5, 6, 7], [2, 3, 9, 1])), rng.normal(size=(15, 3))
+    how = {"k": 2, "seed": lambda label: label}
+    found = groups(labels, most)
+    assert len(found) == {1: 4, 5: 3, 7: 2, 100: 1}[most]
+    picks = [rows[pick] for rows in found for pick in choose("closest", features[rows], labels[rows], **how)]
+    for ours, wanted in zip(picks, choose("closest", features, labels, **how), strict=True):
+        assert np.array_equal(ours, wanted)

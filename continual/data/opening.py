@@ -8,7 +8,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -21,6 +21,7 @@ from continual.errors import DataError
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # The formats in which Pillow knows pixels of 32 bits. (A grey PNG of mode I, in older versions of Pillow, has 16 bits.)
 _WIDE_FORMATS = {"FITS", "IM", "MCIDAS", "PPM", "TIFF"}
+BLOCK = 65_536  # paths looked at together
 
 
 def open_rgb(path: str, *, upright: bool) -> Image.Image:
@@ -62,7 +63,7 @@ def as_rgb(image: Image.Image, *, upright: bool, what: str = "the image") -> Ima
 def refuse_wide(paths: Iterable[str]) -> None:
     """Refuses images of 32-bit pixels by their headers, before anything is trained on them.
 
-    Give it the paths that `may_be_wide`. Does not check for broken files.
+    Give it the paths of `wide_among`. Does not check for broken files.
 
     Raises:
         DataError: names the first of them.
@@ -81,9 +82,12 @@ def refuse_wide(paths: Iterable[str]) -> None:
         raise DataError(told[0] + (f"; and {len(told) - 1} more like it" if len(told) > 1 else ""))
 
 
-def may_be_wide(path: str) -> bool:
-    """Whether the file's ending is of a format that can hold pixels of 32 bits; JPEG and PNG cannot."""
-    return _ending(path) in _wide_endings()
+def wide_among(paths: np.ndarray) -> Iterator[str]:
+    """The paths whose ending is of a format that can hold pixels of 32 bits; JPEG and PNG cannot."""
+    for start in range(0, len(paths), BLOCK):
+        block = paths[start : start + BLOCK].tolist()
+        if _last_parts(block) & _wide_endings():
+            yield from (path for path in block if _ending(path) in _wide_endings())
 
 
 @cache
@@ -100,6 +104,21 @@ def is_image(path: str) -> bool:
     return _ending(path) in endings()
 
 
+def images_among(files: list[str]) -> tuple[list[str], list[str]]:
+    """The files whose ending is one of an image, and the others, in their order. None of them may be hidden."""
+    if _last_parts(files) <= endings():
+        return files, []
+    return [file for file in files if is_image(file)], [file for file in files if not is_image(file)]
+
+
+def _last_parts(paths: list[str]) -> set[str]:
+    """What follows a last dot anywhere in these paths, with the dot, in lower case: all endings there are, and perhaps more.
+
+    To ask it first, and `_ending` of each path only if need be, saves seconds in ImageNet.
+    """
+    return {part.lower() for part in {path[path.rfind(".") :] for path in paths}}
+
+
 def by_ending(paths: Sequence[str]) -> str:
     """How many files there are of each ending, the most frequent first: `10 .txt, 2 .mp4`."""
     counts = Counter(_ending(path) or "without an ending" for path in paths)
@@ -107,7 +126,7 @@ def by_ending(paths: Sequence[str]) -> str:
 
 
 def _ending(path: str) -> str:
-    """In lower case, with its dot; empty without one. (os.path.splitext takes twice as long: seconds in ImageNet.)"""
+    """In lower case, with its dot; empty without one."""
     dot = path.rfind(".")
     return path[dot:].lower() if dot > path.rfind("/") + 1 else ""
 

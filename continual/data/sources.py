@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 
-from continual.data import given
+from continual.data import given, listing
 from continual.data.images import full_path
-from continual.data.opening import is_image, may_be_wide, refuse_wide
+from continual.data.opening import images_among, refuse_wide, wide_among
 from continual.data.samples import Split, held_out
 from continual.data.scenario import NB_CLASSES
 from continual.errors import DataError, OptionsError, one_line, some
@@ -109,7 +109,7 @@ def read_split(source: Source, root: str | None, *, train: bool, download: bool)
     if len(x) != len(y) or not len(x):
         raise DataError(f"{what}: {len(x)} images and {len(y)} labels")
     if x.dtype.kind == "U":
-        refuse_wide(full_path(path, root) for path in x.tolist() if may_be_wide(path))
+        refuse_wide(full_path(path, root) for path in wide_among(x))
     return split
 
 
@@ -282,46 +282,17 @@ def _tree(root: str, split: str, classes: Sequence[str]) -> Split:
     """Paths of the images from `root`, sorted by class and name; and their class ids."""
     top = os.path.join(root, split)
     x: list[str] = []
-    left_out = [f"{split}/{name}" for name in _files(top)]
+    left_out = [f"{split}/{name}" for name in listing.files_below(top, deep=False)[0]]
     counts = []
-    for name in classes:
-        before = len(x)
-        for file in _files(os.path.join(top, name), deep=True):
-            (x if is_image(file) else left_out).append(f"{split}/{name}/{file}")
-        counts.append(len(x) - before)
+    for name, files in zip(classes, listing.files_in(top, classes), strict=True):
+        images, others = images_among(files)
+        x += [f"{split}/{name}/{file}" for file in images]
+        left_out += [f"{split}/{name}/{file}" for file in others]
+        counts.append(len(images))
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty or not x:
         raise DataError(f"{top}: no image in {some(empty) if empty else 'it'}")
     return Split(np.array(x), np.repeat(np.arange(len(classes)), counts), tuple(classes), tuple(left_out))
-
-
-def _files(folder: str, *, deep: bool = False) -> list[str]:
-    """The files in a folder (and if `deep` in those below it), sorted, as paths from it; but for hidden ones.
-
-    Links are followed. Every folder is read once, under the name that sorts first, and none that holds `folder` itself: so
-    links that lead in circles do no harm.
-    """
-    whole = os.path.realpath(folder)
-    read = {whole, *map(str, Path(whole).parents), *map(str, Path(folder).parents)}
-    files: list[str] = []
-
-    def look(below: str) -> None:
-        folders = []
-        with os.scandir(os.path.join(folder, below)) as entries:
-            for entry in entries:
-                if entry.name[0] != ".":
-                    (folders if entry.is_dir() else files).append(below + entry.name)
-        for inner in sorted(folders) if deep else ():
-            place = os.path.realpath(os.path.join(folder, inner))
-            if place not in read:
-                read.add(place)
-                look(inner + "/")
-
-    try:
-        look("")
-    except OSError as error:
-        raise DataError(f"cannot look into the folder {error.filename}: {error.strerror}") from error
-    return sorted(files)
 
 
 def compare(where: str, found: Sequence, expected: Sequence) -> None:

@@ -138,6 +138,14 @@ def replicas_of_this_process(replicas: int) -> range:
     return range(rank() * share, (rank() + 1) * share)
 
 
+def workers_of_this_process(asked: int | None = None) -> int:
+    """How many data loading workers it has: those asked for, or its share of the cores that it may use here, at least 1."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", nb_processes())))
+
+
 def batch_norms(model: nn.Module) -> list[nn.Module]:
     """The layers that keep running statistics of their batches."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
@@ -157,6 +165,16 @@ def sum_over_processes(values: Tensor) -> Tensor:
     if dist.is_initialized():
         with collective():
             dist.all_reduce(values)
+    return values
+
+
+def of_all_processes(value: T) -> list[T]:
+    """What every process gives, by rank; on every process."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * nb_processes()
+    with collective():
+        dist.all_gather_object(values, value)
     return values
 
 

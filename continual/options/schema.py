@@ -178,7 +178,9 @@ class DataOptions(Section):
     std: tuple[float, ...] | tuple[str, ...] | None = option(None, "the same for their standard deviation", STD)
     validation: float = option(0.0, "share of the training images that replaces the test images", BELOW_ONE)
     eval_batch_size: int = option(256, "images in one batch of an evaluation, and when exemplars are chosen", COUNT)
-    num_workers: int = option(10, "data loading workers of each process", NOT_NEGATIVE)
+    num_workers: int | None = option(
+        None, "data loading workers of each process; default: its share of the machine's processor cores", NOT_NEGATIVE
+    )
     pin_mem: bool = option(True, "page-locked memory for batches, which is faster to copy to a GPU")
     skip_corrupt: bool = option(False, "scan all images first, leave out and count the unreadable ones; off: stop")
 

@@ -1,7 +1,7 @@
 """Checkpoints that survive: written atomically, checked by SHA-256, loaded without executing anything in them.
 
 A checkpoint is two files: NAME.pt, tensors and plain values in torch's weights-only format, and NAME.json, its manifest: the
-SHA-256 of the first, what experiment it belongs to, where in the run it was made, and how long that took. Without a valid
+SHA-256 of the first, what experiment it belongs to, where in the run it was made, and what that took. Without a valid
 manifest a payload does not count. Beside them the file `newest` names the last one written: so a checkpoint that was deleted
 is missed, and a run that never wrote one is told from a run that lost them all.
 """
@@ -174,12 +174,13 @@ class Store:
         task: int,
         finished_task: bool,
         seconds: float = 0.0,
+        spent: dict[str, Any] | None = None,
     ) -> Path:
         """Write a checkpoint, then remove those not worth keeping.
 
         state: tensors, numbers, strings, lists and dicts of these. identity: what must be equal to resume. task: the task it
-        belongs to; finished_task: whether it was the last of that task. seconds: how long the run took up to here; it is kept
-        in the manifest, so that equal runs have equal states.
+        belongs to; finished_task: whether it was the last of that task. seconds: how long the run took up to here; spent: what
+        it cost, as plain values. These are kept in the manifest, so that equal runs have equal states.
         Raises CheckpointError if it cannot be written; the older ones are then untouched.
         """
         begun = time.monotonic()
@@ -193,8 +194,7 @@ class Store:
             "finished_task": finished_task,
             "bytes": len(payload),
             "sha256": hashlib.sha256(payload).hexdigest(),
-            "seconds": seconds,
-            "seconds_saving": self.seconds,
+            **{"seconds": seconds, "seconds_saving": self.seconds, "spent": spent or {}},
             "identity": identity,
         }
         manifest["seal"] = _seal(manifest)

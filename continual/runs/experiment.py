@@ -24,10 +24,12 @@ from continual.methods import Method, Moment, method_of
 from continual.options import Options, outside
 from continual.randomness import seed_of
 from continual.rehearsal import Memory
+from continual.runs import plan
 from continual.runs.checkpoint import Store, as_identity
 from continual.runs.folders import Place
+from continual.runs.ledger import SAVING
 from continual.runs.run import Run
-from continual.tasks import Task
+from continual.tasks import Phase, Task
 from continual.training import evaluation, precision
 from continual.training.loading import Loading
 from continual.training.trainer import Trainer
@@ -94,20 +96,28 @@ class Experiment:
 
         return Material(new, run.memory, self.replicas, everything, *held)
 
-    def trainer(self, run: Run, task: Task, phase: Any) -> Trainer:
+    def trainer(self, run: Run, task: Task, phase: Phase) -> Trainer:
         """What trains a phase, from wherever it was left."""
         return Trainer(
             run.model,
             phase,
             self.material(run, task),
             images=self.images,
-            loading=self.loading,
+            loading=run.ledger.timed(self.loading),
             key=self.key(phase.name, task.index),
             teacher=run.teacher,
             epochs_done=run.position.epoch,
             requested=self.stop.is_requested,
             say=run.report.say,
         )
+
+    @cached_property
+    def _plan(self) -> list[plan.Work]:
+        return plan.works(self.method, self.tasks, self.benchmark, self.empty_memory(), self.options)
+
+    def time_left(self, run: Run, task: Task, phase: Phase) -> Callable[[float], float | None]:
+        """A function from the share of the phase that is done to the seconds that the whole run may still take."""
+        return lambda share: plan.seconds_left(self._plan, run.ledger, task=task.index, step=phase.name, share=share)
 
     def moment(self, run: Run, task: Task, *, may_stop: bool = False) -> Moment:
         """What the method may look at now. may_stop: on the way, if asked to; not in a hook, which would be called again."""
@@ -164,14 +174,16 @@ class Experiment:
         if not distributed.is_main():
             return
         name = f"task-{task.index + 1}-finished" if finished else str(run.position)
-        self.store.save(
-            {**run.state_dict(), "classes": self.benchmark.classes()},
-            name=name,
-            identity=self.identity(),
-            task=task.index,
-            finished_task=finished,
-            seconds=run.seconds(),
-        )
+        with run.ledger.part(SAVING):
+            self.store.save(
+                {**run.state_dict(), "classes": self.benchmark.classes()},
+                name=name,
+                identity=self.identity(),
+                task=task.index,
+                finished_task=finished,
+                seconds=run.seconds(),
+                spent=run.ledger.state_dict(),
+            )
 
     def save_if_due(self, run: Run, task: Task, *, epoch_done: bool = False) -> None:
         """Every `save_every_epoch` epochs; without it by the clock, after any step, so that a few minutes are lost at most."""
@@ -203,7 +215,8 @@ def prepare(options: Options, place: Place, store: Store | None, here: Here) -> 
     amp = precision.chosen("off" if options.optim.no_amp else options.optim.amp, here.device)
     precision.set_products(amp)
     how = {"amp": amp, "channels_last": options.optim.channels_last}
-    loading = Loading(here.device, options.data.num_workers, options.data.pin_mem, **how)
+    workers = distributed.workers_of_this_process(options.data.num_workers)
+    loading = Loading(here.device, workers, options.data.pin_mem, **how)
     distributed.replicas_of_this_process(replicas)  # refused if the processes do not divide them
     return Experiment(
         options=options,

@@ -29,7 +29,7 @@ def to_train(options: Options, place: Place, here: Here) -> Iterator[tuple[Run, 
     store = Store(place.checkpoints, keep=options.run.keep_checkpoints, keep_tasks=options.run.keep_task_checkpoints)
     distributed.on_main(store.lock)
     report = Report(place.logs if distributed.is_main() else None, console=distributed.is_main())
-    with closing(store), report.watched(), naming_workers(options.data.num_workers):
+    with closing(store), report.watched(), naming_workers(distributed.workers_of_this_process(options.data.num_workers)):
         run, exp = _made(options, place, store, here, report)
         if summary := distributed.on_main(partial(summary_of_finished, exp)):
             report.say(f"this run is finished, there is nothing left to do; its figures are in {place.logs}")
@@ -48,7 +48,7 @@ def to_train(options: Options, place: Place, here: Here) -> Iterator[tuple[Run, 
 def to_look_at(options: Options, place: Place, here: Here) -> Iterator[tuple[Run, Experiment, Task]]:
     """A run as it stands at the checkpoint that `resume` and `start_task` name, and its newest task; nothing is written."""
     report = Report(None, console=distributed.is_main())
-    with naming_workers(options.data.num_workers):
+    with naming_workers(distributed.workers_of_this_process(options.data.num_workers)):
         run, exp = _made(options, place, None, here, report)
         report.say(greeting(exp, run.memory))
         state, manifest = distributed.on_main(partial(_load, Store(place.checkpoints), options, report))
@@ -142,7 +142,7 @@ def _take_over(run: Run, exp: Experiment, state: dict, manifest: dict) -> bool:
     options, now = exp.options.run, exp.identity()
     refuse_another(manifest["identity"], now, anyway=options.resume_anyway)
     another = bool(differences(manifest["identity"], now))
-    run.load_state_dict(state, seconds=manifest["seconds"])
+    run.load_state_dict(state, seconds=manifest["seconds"], spent=manifest.get("spent"))
     if another:
         run.restart_epoch()
     _check_classes(run, exp.benchmark.tasks)

@@ -2,7 +2,7 @@
 
 A run's folder holds
     evaluations.jsonl   one line per evaluation; free of times, so that a resumed run gives the same bytes
-    summary.json        the figures and the accuracy matrices, at the end
+    summary.json        the figures, the accuracy matrices and what the run cost, at the end
     status.json         how the run stands: preparing, running, done, preempted or failed
 
 Accuracies, forgetting and backward transfer are in percent here (fractions in `metrics`); losses are means per image
@@ -44,7 +44,7 @@ KEYS = frozenset(
         *("task", "epoch", "phase", "final", "acc_per_task", "acc_known_per_task", "test_acc1", "test_acc5", "mean_acc5"),
         *("test_loss", "train_lr", "train_loss", "n_parameters", "n_exemplars"),
         *("token_mean_dist", "token_min_dist", "token_max_dist"),
-        *("nb_tasks", "nb_classes", "acc5", "accs", "accs_known", "matrix", "matrix_known", "time", "time_saving"),
+        *("nb_tasks", "nb_classes", "acc5", "accs", "accs_known", "matrix", "matrix_known", "time", "time_saving", "cost"),
         *("runs", "nb_runs"),
     ]
 )
@@ -83,16 +83,16 @@ class Report:
         if self.console:
             progress.say(text)
 
-    def epoch(self, title: str, *, epoch: int, nb_epochs: int, nb_steps: int, first_step: int = 0) -> EpochBar:
+    def epoch(self, title: str, *, epoch: int, nb_epochs: int, **how: Any) -> EpochBar:
         """The bar of one epoch: `with report.epoch("task 2/5 training", ...) as bar: bar.step(...)`.
 
         title: names the phase; epochs of equal title share one estimate of the time left. epoch: counts from 0.
-        nb_steps: steps of a whole epoch. first_step: steps done before, when an epoch is resumed.
+        how: as `EpochBar` takes it.
         """
         if self._pace.title != title:
             self._pace = Pace(title)
         said = self.say if self.console else None
-        return EpochBar(said, self._pace, epoch=epoch, nb_epochs=nb_epochs, nb_steps=nb_steps, first_step=first_step)
+        return EpochBar(said, self._pace, epoch=epoch, nb_epochs=nb_epochs, **how)
 
     # What is measured.
 
@@ -157,8 +157,18 @@ class Report:
                 f"(task known {record['acc_known']:.2f})"
             )
 
-    def finish(self, *, nb_parameters: int, nb_exemplars: int, seconds: float, seconds_saving: float = 0.0) -> dict[str, Any]:
+    def finish(
+        self,
+        *,
+        nb_parameters: int,
+        nb_exemplars: int,
+        seconds: float,
+        seconds_saving: float = 0.0,
+        cost: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Print the run's figures, write summary.json and return what it holds. seconds_saving: on checkpoints, of `seconds`.
+
+        cost: see `Ledger.cost`; None leaves it out.
 
         Raises ValueError when no task has ended; OptionsError when a metric from outside fails.
         """
@@ -179,6 +189,7 @@ class Report:
             "n_exemplars": nb_exemplars,
             "time": round(seconds, 1),
             "time_saving": round(seconds_saving, 2),
+            **({"cost": dict(cost)} if cost else {}),
         }
         if self.folder is not None:
             write_json(self.folder / SUMMARY, summary)

@@ -2,7 +2,7 @@
 
 import copy
 import re
-import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from continual.errors import CheckpointError, OptionsError, one_line
 from continual.methods import Method
 from continual.rehearsal import Memory
+from continual.runs.ledger import Ledger
 from continual.runs.record import Report
 from continual.tasks import TRAINING, Phase, Step, Task
 from continual.training.trainer import Trainer
@@ -37,7 +38,7 @@ class Position:
 
 
 class Run:
-    """One experiment on one class order: method, model, teacher, memory, report, position, and the phase under way.
+    """One experiment on one class order: method, model, teacher, memory, report, ledger, position, and the phase under way.
 
     The model is for the caller to make, or to load. Random states are not kept: every draw has a key (see
     continual/randomness.py).
@@ -51,7 +52,7 @@ class Run:
         self.position = Position()
         self.trainer: Trainer | None = None
         self.last: dict[str, Any] = {}  # the last epoch that ended: epoch, phase, lr, losses
-        self._seconds_before, self._begun = 0.0, time.monotonic()
+        self.ledger = Ledger(device)
         self._resumed: dict[str, Any] | None = None  # of the phase under way, until it is entered
 
     def begin(self, task: Task) -> None:
@@ -88,7 +89,7 @@ class Run:
 
     def seconds(self) -> float:
         """Time this run took, up to now and before it was resumed."""
-        return self._seconds_before + time.monotonic() - self._begun
+        return self.ledger.total()
 
     def enter(self, trainer: Trainer) -> None:
         """Begin a phase, or go on inside it after a resume."""
@@ -116,8 +117,8 @@ class Run:
             "last": self.last,
         }
 
-    def load_state_dict(self, state: dict[str, Any], *, seconds: float = 0.0) -> None:
-        """Go on from `state_dict`. seconds: how long the run took up to there; it is no part of the state.
+    def load_state_dict(self, state: dict[str, Any], *, seconds: float = 0.0, spent: Mapping[str, Any] | None = None) -> None:
+        """Go on from `state_dict`. No part of it are seconds: how long the run took up to there, and spent: its ledger's state.
 
         Raises CheckpointError if it is not of a run, or if the weights or the memory do not fit.
         """
@@ -134,7 +135,7 @@ class Run:
             self.last = state["last"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint does not hold the state of a run ({one_line(error)[:300]})") from error
-        self._seconds_before, self._begun = seconds, time.monotonic()
+        self.ledger.load_state_dict(spent or {}, seconds=seconds)
 
     def restart_epoch(self) -> None:
         """After `load_state_dict`: begin the epoch under way again, without what its phase remembers."""

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from continual.errors import plain
 
+RunLeft = Callable[[float], float | None]
 Losses = Mapping[str, float] | Callable[[], Mapping[str, float]]
 
 REFRESH = 0.3  # seconds between two refreshes of a progress bar
@@ -45,13 +46,22 @@ class EpochBar:
     always does, and so does any that ends a silence of ten minutes.
 
     say: prints a line; None for an epoch in silence. epoch: counts from 0. nb_steps: steps of a whole epoch. first_step: steps
-    done before, when an epoch is resumed.
+    done before, when an epoch is resumed. run_left: the share of the phase that is done -> the seconds left of
+    the whole run, None while nobody can tell.
     """
 
     def __init__(
-        self, say: Callable[[str], None] | None, pace: Pace, *, epoch: int, nb_epochs: int, nb_steps: int, first_step: int = 0
+        self,
+        say: Callable[[str], None] | None,
+        pace: Pace,
+        *,
+        epoch: int,
+        nb_epochs: int,
+        nb_steps: int,
+        first_step: int = 0,
+        run_left: RunLeft = lambda share: None,
     ) -> None:
-        self._say = say
+        self._say, self._run_left = say, run_left
         self._pace = pace
         self._epoch, self._nb_epochs, self._nb_steps = epoch, nb_epochs, nb_steps
         self._first_step = self._done = first_step
@@ -109,7 +119,7 @@ class EpochBar:
         return number % every == 0 or number == self._nb_epochs or silence >= SILENCE
 
     def _state(self) -> str:
-        """clf 0.1234 kd 0.0456 total 0.168  812 img/s  left 0:01:23"""
+        """clf 0.1234 kd 0.0456 total 0.168  812 img/s  left 0:01:23  run 1:12:00"""
         losses = self._losses() if callable(self._losses) else self._losses
         parts = [" ".join(f"{name} {loss:.4g}" for name, loss in losses.items())]
         seconds = self._seconds()
@@ -119,6 +129,9 @@ class EpochBar:
         steps = self._pace.nb_steps + self._done - self._first_step
         if left > 0 and steps:
             parts.append(f"left {duration((self._pace.seconds + seconds) / steps * left)}")
+        of_run = self._run_left(1 - left / (self._nb_epochs * self._nb_steps)) if self._nb_steps else None
+        if of_run is not None:
+            parts.append(f"run {duration(of_run)}")
         return "  ".join(part for part in parts if part)
 
 

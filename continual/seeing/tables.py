@@ -60,8 +60,32 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     blocks.append(figures_table(summary))
     blocks.append(
         f"parameters {summary['n_parameters']:,}, exemplars kept {summary['n_exemplars']:,}, time {duration(summary['time'])}"
+        + (f"\n{cost_text(summary['cost'])}" if "cost" in summary else "")
     )
     return "\n" + "\n\n".join(blocks) + "\n"
+
+
+def cost_text(cost: Mapping[str, Any]) -> str:
+    """What a run cost (see `Ledger.cost`) in three lines."""
+    held = "paths" if cost["exemplars_are_paths"] else amount(cost["exemplar_bytes"], "B")
+    device = cost["peak_device_memory"]
+    lines = [
+        f"{cost['images']:,} images in {cost['steps']:,} training steps; {amount(cost['flops'], 'FLOP')}, "
+        f"{amount(cost['flops_training'], 'FLOP')} of them in training",
+        "seconds: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in cost["seconds"].items()),
+        f"memory: host {amount(cost['peak_host_memory'], 'B')}"
+        + ("" if device is None else f", device {amount(device, 'B')}")
+        + f"; model {amount(cost['model_bytes'], 'B')}, teacher {amount(cost['teacher_bytes'], 'B')}, exemplars {held}",
+    ]
+    return "\n".join(lines)
+
+
+def amount(number: float, unit: str) -> str:
+    """Three digits and a decimal prefix: 1234567 B -> 1.23 MB."""
+    prefixes = ["", "k", "M", "G", "T", "P", "E", "Z"]
+    while number >= 999.5 and len(prefixes) > 1:
+        number, prefixes = number / 1000, prefixes[1:]
+    return f"{number:.3g} {prefixes[0]}{unit}"
 
 
 def matrix_table(matrix: Sequence[Sequence[float]]) -> str:

@@ -216,8 +216,10 @@ class Trainer:
 
 def draws_by_batch(model: nn.Module) -> bool:
     """Whether what the model draws in training may depend on the batch that an image is in, not on the image's key alone."""
-    training = [module for module in model.modules() if module.training]
-    foreign = {type(module).__module__.partition(".")[0] for module in training} - {"continual", "torch", "timm"}
-    dropping = [getattr(module, "p", 0) for module in training if isinstance(module, nn.modules.dropout._DropoutNd)]
-    dropping += [getattr(module, "drop_prob", 0) or 0 for module in training]
-    return bool(foreign) or any(dropping)
+    for module in (module for module in model.modules() if module.training):
+        home = type(module).__module__.partition(".")[0]
+        drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        drops |= home == "timm" and bool(getattr(module, "drop_prob", 0))
+        if drops or home not in ("continual", "torch", "timm"):
+            return True
+    return False
