@@ -42,6 +42,7 @@ def test_the_command_leaves_numbers_a_picture_and_tables(tmp_path, capsys):
     needed = [*(f"{part} (ms)" for part in parts), "step (ms)", "published way (ms)", "images/s", "share of products"]
     assert all(row[key] > 0 for row in step["rows"] for key in needed)
     assert [row["teacher (ms)"] > 0 for row in step["rows"]] == [False, True] * 2
+    assert [row["images/s"] > 0 for row in step["the digits' model"]] == [True, True]
     assert step["largest difference of outputs from the published way"] < 1e-5
     assert all(row[f"{how} (images/s)"] > 0 for row in augment["rows"] for how in ("batches of 32", "Pillow"))
     printed = capsys.readouterr().out

@@ -27,9 +27,9 @@ EPOCHS = 4
 
 
 def cifar100(setting: Setting) -> list[Row]:
-    """With the options for speed, and as published."""
+    """As published, and with the options for speed; without finetuning, one image in a hundred of the whole."""
     rows = []
-    for name in ("fast", "as published"):
+    for name in ("as published", "fast"):
         rows.append({"options": name, **guarded(lambda name=name: projected(setting, name))})
     return rows
 
@@ -41,7 +41,7 @@ def projected(setting: Setting, name: str) -> Row:
     start, environment = of_python("epochs")
     command = [*start, str(folder), setting.device.type, "tiny" if setting.tiny else "whole", name]
     try:
-        limit = min(240.0, setting.seconds_left() - 5)
+        limit = min(270.0, setting.seconds_left() - 5)
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, env=environment)
         if done.returncode:
             raise RuntimeError(f"the run ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
@@ -59,16 +59,14 @@ def projected(setting: Setting, name: str) -> Row:
 def of_epochs(epochs: list[Row]) -> Row:
     """The median rate of each task's epochs after the first, and the projection."""
     training = [each for each in epochs if each["phase"] == "training"]
-    rates, row = [], {}
+    rates, row, begins = [], {}, 0.0  # what the first epoch of a task takes longer, such as to compile
     for task in (0, 1):
         own = [each for each in training if each["task"] == task]
         rates.append(median(each["images"] / each["seconds"] for each in own[1:]))
         row[f"task {task + 1} (images/s)"] = rates[-1]
         row[f"task {task + 1}, first epoch (s)"] = own[0]["seconds"]
-    tuned = [each for each in epochs if each["phase"] == "finetuning"][1:]
-    if tuned:
-        row["finetuning (images/s)"] = median(each["images"] / each["seconds"] for each in tuned)
-    row["34 million images, projected (minutes)"] = (FIRST / rates[0] + LATER / rates[1]) / 60
+        begins += (1, 9)[task] * max(0.0, own[0]["seconds"] - own[0]["images"] / rates[-1])
+    row["34 million images, projected (minutes)"] = (FIRST / rates[0] + LATER / rates[1] + begins) / 60
     return row
 
 
@@ -114,7 +112,7 @@ def main(folder: Path, device: str, size: str, name: str) -> int:
         changes = {} if fast.exists() else dict(FAST)
     if size == "tiny":
         changes |= {**TINY, "patch_size": 8, "batch_size": 8, "incremental_batch_size": 8, "memory_size": 100, "compile": False}
-    short = {"base_epochs": EPOCHS, "epochs": EPOCHS, "finetuning_epochs": EPOCHS, "eval_every": None, "max_task": 2}
+    short = {"base_epochs": EPOCHS, "epochs": EPOCHS, "finetuning": "", "eval_every": None, "max_task": 2}
     place = {"log_path": str(folder / "logs"), "output_basedir": str(folder / "checkpoints"), "name": "speed", "device": device}
     options = continual.configure(*files, **changes, **short, **place, data_set="made_up_cifar")
     return continual._story().main(options)

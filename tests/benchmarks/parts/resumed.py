@@ -78,7 +78,7 @@ def kill_and_resume(setting: Setting) -> list[Row]:
     """Whether evaluations and weights of a killed and resumed run equal, bit by bit, those of an undisturbed one."""
     rows = []
     for name, words in PRECISIONS.items():
-        if setting.seconds_left() < 60 and rows:
+        if setting.seconds_left() < 300 and rows:
             break
         folder = Path(tempfile.mkdtemp(prefix="resumed-"))
         try:

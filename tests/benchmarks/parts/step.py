@@ -10,6 +10,7 @@ from parts.setting import Row, Setting, alternating, product_rate, say
 
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16}
 NAMES = {"off": "float32", "bf16": "bf16"}
+DIGITS = [("quickstart", {}, 8, 2), ("D 96", {"embed_dim": 96}, 64, 1)]  # options, images of a replica, replicas
 SLOW = 0.5  # bfloat16 products at less than this share of float32's rate: the processor has no units for them
 
 
@@ -61,17 +62,34 @@ def one_row(setting: Setting, nb_tasks: int, amp: str, batch: int) -> Row:
     }
 
 
-def parts_of(setting: Setting, steps: Steps) -> Row:
-    """Milliseconds of a step's parts, the mean of a few steps."""
+def parts_of(setting: Setting, steps: Steps, nb: int = 1) -> Row:
+    """Milliseconds of a step's parts, the mean of `nb` steps for every round."""
+    nb = nb * setting.rounds
     with in_parts(steps, setting) as parts:
         steps()
         parts.seconds = dict.fromkeys(PARTS, 0.0)
         begun = setting.now()
-        steps(setting.rounds)
+        steps(nb)
         whole = setting.now() - begun
-    found = {f"{name} (ms)": 1e3 * value / setting.rounds for name, value in parts.seconds.items()}
-    rest = 1e3 * whole / setting.rounds - sum(found.values())
-    return {**found, "rest (ms)": rest}
+    found = {f"{name} (ms)": 1e3 * value / nb for name, value in parts.seconds.items()}
+    return {**found, "rest (ms)": 1e3 * whole / nb - sum(found.values())}
+
+
+def small(setting: Setting) -> list[Row]:
+    """Steps of the digits' model, third task: as the quickstart trains it, and at batch 64 and D 96."""
+    rows, tasks = [], tasks_of(3, 2)
+    for name, changes, batch, replicas in DIGITS:
+        options, nb = options_of("digits", setting, **changes), 2 if setting.tiny else 64
+        steps = Steps(options, tasks, setting.device, batch=batch, replicas=replicas, together=nb * replicas)
+        multiply = product_rate(setting, products_of(options.model, batch * replicas), torch.float32)
+        variants = {"ours": lambda steps=steps, nb=nb: steps(nb), "products": multiply}
+        seconds = alternating(setting, variants)
+        whole, in_all = seconds["ours"] / nb, of_step(options.model, [2] * 3) * batch * replicas
+        best = multiply() / seconds["products"]
+        row = {"model": name, "batch": batch * replicas, "step (ms)": 1e3 * whole, "images/s": batch * replicas / whole}
+        row |= {"step (GFLOP/s)": in_all / whole / 1e9, "products (GFLOP/s)": best / 1e9}
+        rows.append({**row, "share of products": in_all / whole / best, **parts_of(setting, steps, nb)})
+    return rows
 
 
 def step(setting: Setting) -> Row:
@@ -95,4 +113,9 @@ def step(setting: Setting) -> Row:
     check = Steps(options, tasks_of(3, 2), setting.device, batch=2)
     images = torch.randn(2, 3, options.model.input_size, options.model.input_size, device=setting.device)
     difference = cross_check(check.model, images)
-    return {"rows": rows, "notes": notes, "largest difference of outputs from the published way": difference}
+    return {
+        "rows": rows,
+        "the digits' model": small(setting),
+        "notes": notes,
+        "largest difference of outputs from the published way": difference,
+    }

@@ -13,7 +13,7 @@ from parts.step import DTYPES, rate
 
 CLASSES = {1: 10, 50: 2}  # of a task, for so many tasks
 ROOM = {"cifar": 1024, "imagenet": 20}  # images augmented together
-EAGER = [(name, nb, amp) for name in ("cifar", "imagenet") for nb in (50, 1) for amp in ("bf16", "tf32", "off")]
+EAGER = [(name, nb, amp) for amp in ("bf16", "off", "tf32") for name in ("cifar", "imagenet") for nb in (50, 1)]
 COMPILED = [(name, nb, amp) for amp in ("bf16", "off") for name in ("cifar", "imagenet") for nb in (50, 1)]
 
 
