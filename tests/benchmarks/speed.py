@@ -45,7 +45,7 @@ SECTIONS: dict[str, Callable[[Setting], Row]] = {
 TITLES = {"rows": ""}
 
 
-def machine(device: torch.device) -> Row:
+def machine() -> Row:
     """What the numbers were measured on."""
     names = [line.partition(":")[2].strip() for line in cpu_lines() if line.startswith("model name")]
     found = {
@@ -55,8 +55,8 @@ def machine(device: torch.device) -> Row:
         "system": platform.system(),
         "load average when begun": load_average(),
     }
-    if device.type == "cuda":
-        found |= {"GPU": torch.cuda.get_device_name(device), "GPUs": torch.cuda.device_count()}
+    if torch.cuda.is_available():
+        found |= {"GPU": torch.cuda.get_device_name(), "GPUs": torch.cuda.device_count()}
     return found
 
 
@@ -75,8 +75,12 @@ def versions() -> Row:
 
 
 def commit() -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip()
+    """That is checked out, if git knows; empty elsewhere."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        return done.stdout.strip()
+    except OSError:
+        return ""
 
 
 def rounded(value: Any) -> Any:
@@ -146,7 +150,7 @@ def main(argv: list[str] | None = None) -> Row:
     )
     command = "python tests/benchmarks/speed.py " + " ".join(sys.argv[1:] if argv is None else argv)
     how = {"threads": args.threads, "rounds": args.rounds, "clock": setting.clock, "device": args.device}
-    report = {"command": command, "commit": commit(), "machine": machine(setting.device), "versions": versions(), "how": how}
+    report = {"command": command, "commit": commit(), "machine": machine(), "versions": versions(), "how": how}
     report["sections"] = {}
     for name in args.only or list(SECTIONS):
         report["sections"][name] = rounded(measured(name, setting))
