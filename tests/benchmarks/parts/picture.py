@@ -40,7 +40,7 @@ def steps(rows: list[Row], axis) -> None:
     axis.bar([i - 0.2 for i in at], [row["images/s"] for row in rows], 0.4, color=OURS, label="this code")
     theirs = [1e3 * row["batch"] / row["published way (ms)"] for row in rows]
     axis.bar([i + 0.2 for i in at], theirs, 0.4, color=OTHER, label="the published way")
-    axis.set_xticks(list(at), names)
+    axis.set_xticks(list(at), names, fontsize=8)
     axis.set(title="training step of the CIFAR model", xlabel="tasks", ylabel="images / s")
     axis.legend(frameon=False)
 
@@ -52,7 +52,7 @@ def parts(rows: list[Row], axis) -> None:
         heights = [max(0.0, row[f"{name} (ms)"]) / row["batch"] for row in rows]
         axis.bar(range(len(rows)), heights, bottom=base, label=name)
         base = [a + b for a, b in zip(base, heights, strict=True)]
-    axis.set_xticks(range(len(rows)), [f"{row['tasks']}\n{row['precision']}" for row in rows])
+    axis.set_xticks(range(len(rows)), [f"{row['tasks']}\n{row['precision']}" for row in rows], fontsize=8)
     axis.set(title="its parts", xlabel="tasks", ylabel="ms / image")
     axis.legend(frameon=False, fontsize=7)
 
@@ -75,4 +75,5 @@ def augmentation(rows: list[Row], axis) -> None:
     names = [key.removesuffix(" (images/s)").replace("batches of ", "") for key in keys]
     axis.set_xticks([i + 0.2 for i in range(len(keys))], names)
     axis.set(title="augmentation, one core", xlabel="batch", ylabel="images / s", yscale="log")
-    axis.legend(frameon=False)
+    axis.set_ylim(top=4 * axis.get_ylim()[1])
+    axis.legend(frameon=False, ncols=2)
