@@ -11,12 +11,14 @@ import hashlib
 import random
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio, as a signed number: the step of SplitMix64
+TABLE = 4096  # draws of a row in one pass whose numbers lie ready
 
 
 def seed_of(*key: int | str) -> int:
@@ -76,7 +78,21 @@ class _Rows:
 
     def __init__(self, keys: tuple[Tensor, ...]):
         self.keys = {len(each): each for each in keys}
+        self.numbers = _numbers(keys[0].device) if keys else None
         self.nb_draws = 0
+
+    def take(self, nb: int, device: torch.device) -> Tensor:
+        """The numbers of the next draws: (nb,) int64."""
+        first, self.nb_draws = self.nb_draws, self.nb_draws + nb
+        if self.nb_draws <= TABLE:
+            return self.numbers[first : self.nb_draws]
+        return torch.arange(first, self.nb_draws, device=device)
+
+
+@cache
+def _numbers(device: torch.device) -> Tensor:
+    """Numbers in memory: those of an `arange` torch.compile would multiply without wrapping around at 64 bits, and fail."""
+    return torch.arange(TABLE, device=device)
 
 
 @contextmanager
@@ -97,9 +113,7 @@ def draws(nb_rows: int, nb: int, device: torch.device) -> Tensor:
     """Draw from [0, 1), `nb` times for each row: (nb_rows, nb). Outside of `drawing`, from torch's generator of that device."""
     if _rows is None or nb_rows not in _rows.keys:
         return torch.rand(nb_rows, nb, device=device)
-    numbers = torch.arange(nb, device=device) + _rows.nb_draws
-    _rows.nb_draws += nb
-    return uniform(_rows.keys[nb_rows][:, None], numbers)
+    return uniform(_rows.keys[nb_rows][:, None], _rows.take(nb, device))
 
 
 def _scrambled(x: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The sections of tests/benchmarks/speed.py, and what they share."""
