@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from jobs import ROOT, TINY, checkpoints, folders, logs, run
 from made_up import write_image_tree
 from torch.distributed import HashStore
@@ -214,3 +215,24 @@ def test_any_batch_size_trains(size, tmp_path):
     job = run([*argv, "--cutmix", "1", "--memory-size", "8"], tmp_path)
     assert job.codes == [0], job.said()
     assert "clf" in job.said()
+
+
+@pytest.mark.parametrize(
+    ("argv", "variable", "device", "expected"),
+    [
+        ([], None, "cpu", 1),
+        (["--embed-dim", "1024"], None, "cpu", 5),
+        (["--batch-size", "500"], None, "cpu", 5),
+        ([], "4", "cpu", 5),
+        ([], None, "cuda", 5),
+        (["--model", "timm:test_resnet"], None, "cpu", 5),
+    ],
+)
+def test_small_models_take_one_thread(argv, variable, device, expected, monkeypatch):
+    threads = [5]
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    launch.spare_threads(torch.device(device), parse([*TINY, "--embed-dim", "64", *argv]))
+    assert threads[-1] == expected

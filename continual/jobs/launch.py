@@ -12,10 +12,11 @@ import torch
 
 from continual.errors import CheckpointError, LostProcess, Refused, plain
 from continual.jobs import distributed, watch
-from continual.options import Options
+from continual.options import PATCH_ENCODERS, Options
 
 JOB = "DYTOX_JOB"  # a folder where train.sh and its processes leave each other word
 UNORDERED = "does not have a deterministic implementation"  # as torch says it
+SMALL = 2**16  # numbers in the map of one layer: images x patches x dimensions
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -45,6 +46,7 @@ class Job:
         device = distributed.start(
             options.run.device, timeout=options.run.process_timeout, deterministic=options.optim.deterministic
         )
+        spare_threads(device, options)
         if (code := distributed.kept("exit code")) is not None:
             self.ended_before, self.exit_code = True, int(code)
         return device
@@ -76,6 +78,19 @@ class Job:
                 return True
             self.exit_code = _leave(1, traceback.format_exc())
         return True
+
+
+def spare_threads(device: torch.device, options: Options) -> None:
+    """Compute a small model on the CPU with one thread, unless OMP_NUM_THREADS says how many.
+
+    Up to some 65,000 numbers in a map, two threads are no faster than one: they wait for each other, and burn what they wait.
+    """
+    model, optim = options.model, options.optim
+    if device.type != "cpu" or "OMP_NUM_THREADS" in os.environ or model.model not in PATCH_ENCODERS:
+        return
+    replicas = (optim.replicas or distributed.nb_processes()) // distributed.nb_processes()
+    if optim.batch_size * max(1, replicas) * (model.input_size // model.patch_size) ** 2 * model.embed_dim <= SMALL:
+        torch.set_num_threads(1)
 
 
 def greet_train_sh(stop: watch.StopSignal) -> None:

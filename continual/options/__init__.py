@@ -12,6 +12,7 @@ from continual.options.schema import (
     MAY_DIFFER,
     MEAN,
     NOT_NEGATIVE,
+    PATCH_ENCODERS,
     PATHS,
     PER_CALL,
     POSITIVE,
