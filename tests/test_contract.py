@@ -131,7 +131,7 @@ def test_it_learns_two_tasks(case, tmp_path):
 # ------------------------------------------------------------------------------------------- processes, kills, checkpoints
 
 
-@every_method
+@pytest.mark.parametrize("case", ["dytox", "icarl", "bic", "der", "twophase"])  # those with state, data or phases of their own
 def test_one_process_and_two(case, tmp_path, undisturbed):
     finish([*SMALL, *CASES[case], *folders(tmp_path)], tmp_path, processes=2, environment=HERE)
     assert_close(what_counts(tmp_path), what_counts(undisturbed(case)))

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from continual.data.opening import open_rgb
@@ -36,9 +36,9 @@ class Images(Dataset):
         *,
         root: str | None = None,
         upright: bool = True,
-        finish: Callable[[Tensor], Tensor] = lambda images: images,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.samples, self.finish = samples, finish
+        self.samples, self.finish = samples, finish or nn.Identity()
         self.transform = transform
         self.root = root
         self.upright = upright

@@ -10,6 +10,8 @@ from continual.rehearsal import Memory
 from continual.runs.experiment import Experiment
 from continual.tasks import Task
 
+PRECISIONS = {"off": "float32", "tf32": "TensorFloat-32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}
+
 
 def greeting(exp: Experiment, memory: Memory) -> str:
     """What a run learns, how, and where it leaves things."""
@@ -25,7 +27,7 @@ def greeting(exp: Experiment, memory: Memory) -> str:
         f"classes     {_classes_in_short(benchmark, len(exp.tasks))}",
         f"pixels      normalised by mean {mean} and std {std}",
         f"{exp.replicas} replica(s) on {distributed.nb_processes()} process(es), {exp.loading.device}, "
-        + ("bfloat16 autocast" if exp.loading.amp else "float32"),
+        + PRECISIONS[exp.loading.amp],
         f"memory of {memory.memory_size} exemplars"
         + (f", {memory.memory_size // memory.nb_replicas} for each replica" if memory.nb_replicas > 1 else ""),
         f"logs        {exp.place.logs}",
