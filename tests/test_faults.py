@@ -17,6 +17,7 @@ from jobs import (
     TIMEOUT,
     TINY,
     Job,
+    assert_close,
     assert_equal,
     assert_same_results,
     bash,
@@ -104,6 +105,32 @@ def test_killed_under_mixed_precision(amp, tmp_path):
     assert run([*mixed, *folders(tmp_path / "b")], tmp_path, fault="kill:backward:11").codes == [-signal.SIGKILL]
     resume(tmp_path / "b")
     assert_same_results(tmp_path / "b", tmp_path / "a")
+
+
+@pytest.mark.skipif("DYTOX_COMPILE" not in os.environ, reason="takes minutes; DYTOX_COMPILE=1 asks for it")
+def test_killed_while_compiled(tmp_path):
+    """With torch's own compiler: bit by bit after a resume, and the same on two processes up to rounding."""
+    compiled = [
+        *TINY,
+        "--max-task",
+        "1",
+        "--compile",
+        "--amp",
+        "bf16",
+        "--no-debug",
+        "--base-epochs",
+        "2",
+        "--batch-size",
+        "16",
+    ]
+    for name, processes in (("a", 1), ("two", 2)):
+        job = finish([*compiled, *folders(tmp_path / name)], tmp_path, processes=processes)
+        assert "compile: it does not work" not in job.said()
+    assert run([*compiled, *folders(tmp_path / "b")], tmp_path, fault="kill:backward:7").codes == [-signal.SIGKILL]
+    resume(tmp_path / "b")
+    assert_same_results(tmp_path / "b", tmp_path / "a")
+    weights = [states(checkpoints(tmp_path / name))["task-1-finished"]["model"]["weights"] for name in ("a", "two")]
+    assert_close(*weights)
 
 
 def test_killed_after_the_classifiers_were_reset(tmp_path):
