@@ -52,7 +52,7 @@ DYTOX_CHECK=1 "$python" "$main" "$@" >/dev/null || exit $?
 [[ $device == cuda ]] && export CUDA_VISIBLE_DEVICES=$ids
 if [[ -z ${OMP_NUM_THREADS:-} ]]; then
     cores=$("$python" -c "import os; print(len(os.sched_getaffinity(0)))")
-    export OMP_NUM_THREADS=$((cores / processes > 1 ? cores / processes : 1))
+    export OMP_NUM_THREADS=$((cores / processes > 1 ? cores / processes : 1)) DYTOX_THREADS=chosen # a small model may take one
 fi
 if [[ -n ${NNODES:-} ]]; then
     where=(--nnodes "$NNODES" --node-rank "${NODE_RANK:-0}" --master-addr "$MASTER_ADDR" --master-port "${MASTER_PORT:-29500}")

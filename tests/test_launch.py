@@ -221,6 +221,7 @@ def test_any_batch_size_trains(size, tmp_path):
     ("argv", "variable", "device", "expected"),
     [
         ([], None, "cpu", 1),
+        ([], "2, by train.sh", "cpu", 1),
         (["--embed-dim", "1024"], None, "cpu", 5),
         (["--batch-size", "500"], None, "cpu", 5),
         ([], "4", "cpu", 5),
@@ -233,6 +234,8 @@ def test_small_models_take_one_thread(argv, variable, device, expected, monkeypa
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable:
-        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+        monkeypatch.setenv("OMP_NUM_THREADS", variable[0])
+        if "train.sh" in variable:
+            monkeypatch.setenv(launch.THREADS, "chosen")
     launch.spare_threads(torch.device(device), parse([*TINY, "--embed-dim", "64", *argv]))
     assert threads[-1] == expected

@@ -17,6 +17,7 @@ from continual.options import PATCH_ENCODERS, Options
 JOB = "DYTOX_JOB"  # a folder where train.sh and its processes leave each other word
 UNORDERED = "does not have a deterministic implementation"  # as torch says it
 SMALL = 2**16  # numbers in the map of one layer: images x patches x dimensions
+THREADS = "DYTOX_THREADS"  # set where train.sh chose OMP_NUM_THREADS, and not a user
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -81,12 +82,13 @@ class Job:
 
 
 def spare_threads(device: torch.device, options: Options) -> None:
-    """Compute a small model on the CPU with one thread, unless OMP_NUM_THREADS says how many.
+    """Compute a small model on the CPU with one thread, unless a user's OMP_NUM_THREADS says how many.
 
     Up to some 65,000 numbers in a map, two threads are no faster than one: they wait for each other, and burn what they wait.
     """
     model, optim = options.model, options.optim
-    if device.type != "cpu" or "OMP_NUM_THREADS" in os.environ or model.model not in PATCH_ENCODERS:
+    told = "OMP_NUM_THREADS" in os.environ and THREADS not in os.environ
+    if device.type != "cpu" or told or model.model not in PATCH_ENCODERS:
         return
     replicas = (optim.replicas or distributed.nb_processes()) // distributed.nb_processes()
     if optim.batch_size * max(1, replicas) * (model.input_size // model.patch_size) ** 2 * model.embed_dim <= SMALL:
