@@ -31,6 +31,9 @@ from jobs import (
 )
 from torch.distributed import TCPStore
 
+# Longer than any test waits, with a worker of data loading.
+LONG = [*TINY, "--no-debug", "--epochs", "1000", "--base-epochs", "1000", "--augment", "pillow", "--num-workers", "1"]
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
@@ -229,19 +232,7 @@ def test_one_of_two_processes_asked_to_stop(place, tmp_path, undisturbed):
 
 def test_asked_to_stop_with_its_workers(tmp_path):
     """A scheduler signals every process of a job: the workers must go on until their process has saved."""
-    argv = [
-        *TINY,
-        *folders(tmp_path),
-        "--no-debug",
-        "--epochs",
-        "1000",
-        "--base-epochs",
-        "1000",
-        "--augment",
-        "pillow",
-        "--num-workers",
-        "1",
-    ]
+    argv = [*LONG, *folders(tmp_path)]
     job = Job(argv, tmp_path)
     wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-3-step-0.json")))
     pid = job.processes[0].pid
@@ -271,19 +262,7 @@ def interrupt(job):
 
 
 def test_ctrl_c(tmp_path):
-    argv = [
-        *TINY,
-        *folders(tmp_path),
-        "--no-debug",
-        "--epochs",
-        "1000",
-        "--base-epochs",
-        "1000",
-        "--augment",
-        "pillow",
-        "--num-workers",
-        "1",
-    ]
+    argv = [*LONG, *folders(tmp_path)]
     job = Job(argv, tmp_path)
     wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-3-step-0.json")))
     interrupt(job)
@@ -460,19 +439,7 @@ def test_started_again_without_train_sh(tmp_path, undisturbed, agent):
 
 
 def test_the_launcher_killed(tmp_path, agent):
-    argv = [
-        *TINY,
-        *folders(tmp_path),
-        "--no-debug",
-        "--epochs",
-        "1000",
-        "--base-epochs",
-        "1000",
-        "--augment",
-        "pillow",
-        "--num-workers",
-        "1",
-    ]
+    argv = [*LONG, *folders(tmp_path)]
     job = Job(argv, tmp_path, environment=agent[1])
     wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-3-step-0.json")))
     workers = children(job.processes[0].pid)

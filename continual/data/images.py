@@ -103,11 +103,13 @@ class InMemory(Dataset):
         """Images and labels of every draw, on the device."""
         room = max(1, self.AT_ONCE // (self.pixels.shape[1] * self.pixels.shape[2]))
         together: list[Draw] = []
+        nb_images = 0
         for draw in draws:
             together.append(draw)
-            if sum(len(each.indices) for each in together) >= room:
+            nb_images += len(draw.indices)
+            if nb_images >= room:
                 yield from self._transformed(together)
-                together = []
+                together, nb_images = [], 0
         if together:
             yield from self._transformed(together)
 

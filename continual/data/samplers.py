@@ -5,13 +5,14 @@ A replica is one lane of data parallelism in the recipe, whatever process carrie
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 from continual.randomness import seed_of
+from continual.tasks import Phase
 
 REPEATS = 3  # repeated augmentation: copies of an image in a row (Hoffer et al., CVPR 2020; DeiT)
 
@@ -121,6 +122,19 @@ class StepSampler(Sampler[Draw]):
         self.nb_steps = len(bounds) - 1
         if most_steps is not None:
             self.nb_steps = min(self.nb_steps, most_steps)
+
+    @classmethod
+    def of(cls, phase: Phase, views: Sequence[np.ndarray], **where: Any) -> "StepSampler":
+        """The batches of a phase; `where`: the arguments that it does not tell."""
+        return cls(
+            phase.sampler,
+            views,
+            batch_size=phase.batch_size,
+            nb_epochs=phase.epochs,
+            most_steps=phase.most_steps,
+            drop_last=phase.drop_last,
+            **where,
+        )
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """The epoch to deal out next, and the step to begin it at."""

@@ -101,12 +101,4 @@ def _steps_of_an_epoch(method: Method, task: Task, phase: Phase, new: Samples, k
     share = 0.0 if memory.knows(task) else method.held_out(task)
     held = material.hold_out(new, memory, share, np.random.default_rng(0)) if share else (None, None)
     _, views = phase.data(Material(new, memory, method.replicas, lambda: known, *held))
-    return StepSampler(
-        phase.sampler,
-        views,
-        own_replicas=range(len(views)),
-        batch_size=phase.batch_size,
-        key=(),
-        most_steps=phase.most_steps,
-        drop_last=phase.drop_last,
-    ).nb_steps
+    return StepSampler.of(phase, views, own_replicas=range(len(views)), key=()).nb_steps

@@ -169,16 +169,11 @@ class Trainer:
             getattr(self, name).load_state_dict(part)
 
     def _sampler(self, views: list[np.ndarray]) -> StepSampler:
-        phase = self.phase
-        return StepSampler(
-            phase.sampler,
+        return StepSampler.of(
+            self.phase,
             views,
             own_replicas=distributed.replicas_of_this_process(len(views)),
-            batch_size=phase.batch_size,
             key=self._key,
-            nb_epochs=phase.epochs,
-            most_steps=phase.most_steps,
-            drop_last=phase.drop_last,
             no_single=any(norm.training for norm in distributed.batch_norms(self.model)),
         )
 
