@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance
 from timm.data import auto_augment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
+from tiny import PUBLISHED
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,19 +24,7 @@ from continual.data.layers import INDEX, KINDS, OPERATIONS, ColorJitter, Plan, R
 from continual.errors import OptionsError
 from continual.randomness import row_keys
 
-MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-PUBLISHED = {
-    "input_size": 32,
-    "mean": MEAN,
-    "std": STD,
-    "aa": "rand-m9-mstd0.5-inc1",
-    "color_jitter": 0.4,
-    "hflip": 0.5,
-    "interpolation": "bicubic",
-    "reprob": 0.25,
-    "remode": "pixel",
-    "recount": 1,
-}
+MEAN, STD = PUBLISHED["mean"], PUBLISHED["std"]
 FILL = (124, 116, 104)
 COLORS = ("color", "contrast", "brightness", "sharpness")
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import PUBLISHED
 from torchvision.transforms import functional as F
 
 from continual.data import transforms
@@ -14,18 +15,6 @@ from continual.datasets import CIFAR_MEAN, CIFAR_STD
 from continual.errors import OptionsError
 from continual.randomness import seeded
 
-PUBLISHED = {
-    "input_size": 32,
-    "mean": CIFAR_MEAN,
-    "std": CIFAR_STD,
-    "aa": "rand-m9-mstd0.5-inc1",
-    "color_jitter": 0.4,
-    "hflip": 0.5,
-    "interpolation": "bicubic",
-    "reprob": 0.25,
-    "remode": "pixel",
-    "recount": 1,
-}
 NOTHING = {"aa": None, "color_jitter": 0.0, "hflip": 0.0, "reprob": 0.0}
 
 

@@ -8,6 +8,7 @@ from continual.data.images import Images
 from continual.data.samplers import StepSampler
 from continual.data.samples import Samples
 from continual.data.transforms import test_transform as plain_transform
+from continual.datasets import CIFAR_MEAN, CIFAR_STD
 from continual.dytox import DyTox
 from continual.randomness import seeded
 from continual.tasks import Task
@@ -15,6 +16,18 @@ from continual.training.loading import Loading
 
 CPU = Loading(torch.device("cpu"))
 CLASSES = (4, 3)
+PUBLISHED = {  # the augmentations that are the defaults of the options, for CIFAR
+    "input_size": 32,
+    "mean": CIFAR_MEAN,
+    "std": CIFAR_STD,
+    "aa": "rand-m9-mstd0.5-inc1",
+    "color_jitter": 0.4,
+    "hflip": 0.5,
+    "interpolation": "bicubic",
+    "reprob": 0.25,
+    "remode": "pixel",
+    "recount": 1,
+}
 TASKS = (Task(0, 0, 4), Task(1, 4, 3))
 
 
