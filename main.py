@@ -146,9 +146,13 @@ def remember(run: Run, exp: Experiment, task: Task) -> None:
 
 
 def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> None:
-    """Score the model on the test images of all classes seen, and report it."""
+    """Score the model on the test images of all classes seen, and report it; at the end of a task, keep its answers."""
+    kept = [] if final and exp.options.run.keep_predictions else None
+    found = scores(run, exp, task, kept)
+    if kept is not None:
+        exp.keep_predictions(run, task, kept)
     run.report.evaluation(
-        scores(run, exp, task),
+        found,
         task=task,
         final=final,
         epoch=run.last["epoch"],
@@ -167,8 +171,8 @@ def evaluate_only(part: Part, here: Here) -> dict[str, Any]:
         return run.report.show(scores(run, exp, task), task=task)
 
 
-def scores(run: Run, exp: Experiment, task: Task) -> evaluation.Scores:
-    """What the method answers on the test images of all classes seen."""
+def scores(run: Run, exp: Experiment, task: Task, kept: list | None = None) -> evaluation.Scores:
+    """What the method answers on the test images of all classes seen. kept: see `evaluation.evaluate`."""
     with run.ledger.part(EVALUATION, task, run.model):
         return evaluation.evaluate(
             run.model,
@@ -179,6 +183,7 @@ def scores(run: Run, exp: Experiment, task: Task) -> evaluation.Scores:
             spread=exp.options.run.dist_eval,
             score=run.method.answer(exp.moment(run, task, may_stop=True)),
             before_batch=partial(exp.stop_if_asked, run, task),
+            kept=kept,
         )
 
 

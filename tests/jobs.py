@@ -219,6 +219,7 @@ def results(folder: Path) -> dict[str, Any]:
         "summary": {key: value for key, value in summary.items() if not key.startswith(("time", "cost"))},
         "spent": {key: summary["cost"][key] for key in ("images", "steps", "flops_training")},
         "status": json.loads((logs(folder) / "status.json").read_text()),
+        "predictions": {path.name: path.read_bytes() for path in sorted((logs(folder) / "predictions").iterdir())},
     }
 
 

@@ -14,7 +14,7 @@ FILES = {
     for path in [ROOT / "main.py", *(ROOT / "continual").rglob("*.py")]
 }
 LEAVES = {"continual.errors", "continual.randomness", "continual.registry", "continual.files", "continual.tasks"}
-ROOMS = ("options", "data", "encoders", "methods", "training", "runs", "seeing", "jobs")
+ROOMS = ("options", "data", "encoders", "methods", "training", "runs", "seeing", "jobs", "report")
 MAY_USE = {  # rooms of continual/ -> the rooms they may use, besides the files on top
     "options": {"data"},  # the sizes of data sets, in a file without torch
     "jobs": {"options"},
@@ -24,6 +24,7 @@ MAY_USE = {  # rooms of continual/ -> the rooms they may use, besides the files 
     "training": {"options", "data", "jobs"},
     "methods": {"options", "data", "encoders", "training"},
     "runs": {"options", "data", "methods", "training", "seeing", "jobs"},
+    "report": {"options", "data", "methods", "training", "runs", "seeing", "jobs"},
 }
 
 
@@ -101,6 +102,6 @@ def test_the_readme_names_every_room():
     tops = {path.name for path in (ROOT / "continual").glob("*.py")} - {"__init__.py", "errors.py", "files.py"}
     words = {f"continual/{name}/" for name in ROOMS} | (tops - {"randomness.py", "published.py"})
     assert not [word for word in words if word not in shown]
-    for name in ("data", "training", "runs", "options", "jobs", "seeing"):
+    for name in ("data", "training", "runs", "options", "jobs", "seeing", "report"):
         inside = {path.stem for path in (ROOT / "continual" / name).glob("*.py")} - {"__init__"}
         assert not [stem for stem in inside if f"`{stem}`" not in shown]

@@ -134,12 +134,15 @@ class Observer:
         note("losses", [objective(images, targets) for targets in (labels, fixed(6, nb_seen).softmax(1))])
         note("mixing", mixing and [mixing(images, labels, ("draw", i)) for i in range(8)])
 
-    def evaluate(self, model, dataset, tasks, *, loading, batch_size, spread, score, before_batch) -> Scores:
+    def evaluate(self, model, dataset, tasks, *, loading, batch_size, spread, score, before_batch, kept) -> Scores:
         self.note("evaluations/when", len(tasks))
         self.note("evaluations/labels", dataset.samples.y)
         self.note("evaluations/images", torch.stack([dataset[i][0] for i in range(4)]))
         self.note("evaluations/spread", spread)
         self.note("evaluations/batch", batch_size)
+        self.note("evaluations/kept", kept is not None)
+        if kept is not None:
+            kept.append(torch.zeros(len(dataset), 2 + tasks[-1].nb_seen))
         outputs = Outputs(fixed(5, tasks[-1].nb_seen), None, fixed(5, 1, model.embed_dim))
         self.note("evaluations/score", None if score is Outputs.scores else score(outputs))
         return Scores(*[(1,) * len(tasks)] * 5)
@@ -234,7 +237,7 @@ PODDED = {"auto_kd": False, "pod": 1.0}
 RANDOMLY_AUGMENTED = of("all", "images")
 EVERYTHING = ("rates", "batches", "set", "images", "optimizer", "weights", "frozen", "modes", "noisy", "forward", "losses")
 EVERYTHING += ("mixing", "sam", "beside", "settings")
-EVALUATIONS = {f"evaluations/{name}" for name in ("when", "labels", "images", "spread", "batch", "score")}
+EVALUATIONS = {f"evaluations/{name}" for name in ("when", "labels", "images", "spread", "batch", "score", "kept")}
 OTHER_TASKS = {
     "tasks",
     "memory1",
@@ -403,6 +406,7 @@ TABLE: dict[str, list[tuple[dict[str, Any], Any, set[str]]]] = {
     "keep_checkpoints": [({}, 3, {"kept"})],
     "keep_task_checkpoints": [({}, False, {"kept"})],
     "eval_every": [({}, 2, EVALUATIONS)],
+    "keep_predictions": [({}, False, {"evaluations/kept"})],
     "dist_eval": [({}, True, {"evaluations/spread"})],
     "retrain_scratch": [({"memory_size": 0, "finetuning": "", "auto_kd": False}, True, RETRAINED)],
     "debug": [({}, True, of("all", "rates", "batches") | of("tr0 tr1", "images"))],

@@ -477,6 +477,7 @@ class RunOptions(Section):
     save_every_minutes: float = option(5.0, "minutes between checkpoints", POSITIVE)
     keep_checkpoints: int = option(2, "checkpoints of an unfinished task that are kept", COUNT)
     keep_task_checkpoints: bool = option(True, "keep the checkpoint at the end of every task")
+    keep_predictions: bool = option(True, "keep what is answered on the test images at the end of every task, as float16")
     eval: bool = option(False, "with resume: evaluate only")
     eval_every: int | None = option(50, "epochs between evaluations; none: after each task only", COUNT)
     process_timeout: float = option(
@@ -618,7 +619,7 @@ PER_CALL = frozenset({"options", "resume", "resume_anyway", "start_task", "eval"
 MAY_DIFFER = PER_CALL | {
     *("eval_batch_size", "num_workers", "pin_mem", "data_path", "device", "replicas_at_once", "max_task"),
     *("name", "output_basedir", "log_path", "log_category", "eval_every", "dist_eval", "process_timeout"),
-    *("save_every_epoch", "save_every_minutes", "keep_checkpoints", "keep_task_checkpoints"),
+    *("save_every_epoch", "save_every_minutes", "keep_checkpoints", "keep_task_checkpoints", "keep_predictions"),
 }  # what a resumed run may change without becoming another experiment
 
 PATHS = frozenset({"options", "data_path", "output_basedir", "log_path", "resume"})

@@ -174,12 +174,14 @@ class Store:
         finished_task: bool,
         seconds: float = 0.0,
         spent: dict[str, Any] | None = None,
+        beside: dict[str, Any] | None = None,
     ) -> Path:
         """Write a checkpoint, then remove those not worth keeping.
 
         state: tensors, numbers, strings, lists and dicts of these. identity: what must be equal to resume. task: the task it
         belongs to; finished_task: whether it was the last of that task. seconds: how long the run took up to here; spent: what
-        it cost, as plain values. These are kept in the manifest, so that equal runs have equal states.
+        it cost; beside: what else is known then, by name; all plain values. These are kept in the manifest, so that equal runs
+        have equal states.
         Raises CheckpointError if it cannot be written; the older ones are then untouched.
         """
         begun = time.monotonic()
@@ -194,6 +196,7 @@ class Store:
             "bytes": len(payload),
             "sha256": hashlib.sha256(payload).hexdigest(),
             **{"seconds": seconds, "seconds_saving": self.seconds, "spent": spent or {}},
+            **(beside or {}),
             "identity": identity,
         }
         manifest["seal"] = _seal(manifest)

@@ -3,7 +3,7 @@
 Made once by `prepare`; and here, too, the moments at which a Run is saved and stopped.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
@@ -24,11 +24,11 @@ from continual.methods import Method, Moment, method_of
 from continual.options import Options, outside
 from continual.randomness import seed_of
 from continual.rehearsal import Memory
-from continual.runs import plan
+from continual.runs import plan, predictions
 from continual.runs.checkpoint import Store, as_identity
 from continual.runs.folders import Place
 from continual.runs.ledger import SAVING
-from continual.runs.run import Run
+from continual.runs.run import PREDICTIONS, Run
 from continual.tasks import Phase, Task
 from continual.training import evaluation, precision
 from continual.training.loading import Loading
@@ -183,7 +183,29 @@ class Experiment:
                 finished_task=finished,
                 seconds=run.seconds(),
                 spent=run.ledger.state_dict(),
+                beside={PREDICTIONS: run.predictions},
             )
+
+    def keep_predictions(self, run: Run, task: Task, kept: Sequence[Tensor]) -> None:
+        """Write down what was answered on the test images (see `evaluation.evaluate`); all processes call it together."""
+        samples, size = self.benchmark.test_samples, self.options.data.eval_batch_size
+        places = np.flatnonzero(samples.t <= task.index)
+        rows = evaluation.in_order(kept, len(places), size, spread=self.options.run.dist_eval)
+        if rows is None:
+            return
+        answers, known = rows[:, :2].astype(np.int32).T
+        found = predictions.Predictions(
+            logits=predictions.packed(rows[:, 2:]),
+            answers=answers,
+            answers_known=known,
+            labels=samples.y[places].astype(np.int32),
+            places=places.astype(np.int32),
+            sizes=np.array([each.nb_new for each in self.tasks[: task.index + 1]], dtype=np.int32),
+            digest=self._of_data["test_digest"],
+        )
+        with run.ledger.part(SAVING):
+            digest = predictions.write(self.place.logs, task.index, found)
+        run.predictions[predictions.path_of(self.place.logs, task.index).name] = digest
 
     def save_if_due(self, run: Run, task: Task, *, epoch_done: bool = False) -> None:
         """Every `save_every_epoch` epochs; without it by the clock, after any step, so that a few minutes are lost at most."""

@@ -143,6 +143,20 @@ def reopen(folder: Path) -> Place:
     their logs get new ones, in a folder `logs` among them.
     Raises CheckpointError if `folder` is not of a run, or is the log folder of checkpoints that are gone.
     """
+    side, folder, partner = find(folder)
+    if partner is None and side == "logs":
+        raise CheckpointError(f"{folder}: its checkpoints are no longer in {_read(folder)[1]['checkpoints']}")
+    if partner is None:
+        partner = folder / "logs"
+        partner.mkdir(exist_ok=True)
+    return Place(folder, partner) if side == "logs" else Place(partner, folder)
+
+
+def find(folder: Path) -> tuple[str, Path, Path | None]:
+    """Which side of a run a folder is, logs or checkpoints; itself; and the other folder, None if that is gone.
+
+    Makes nothing. Raises CheckpointError if `folder` is not of a run.
+    """
     folder = folder.resolve()
     try:
         side, stored = _read(folder)
@@ -152,14 +166,7 @@ def reopen(folder: Path) -> Place:
     copied = folder != stored[side] and _same_run(stored[side], stored)
     beside = Path(os.path.normpath(folder / os.path.relpath(stored[other], stored[side])))  # both moved together
     found = [path for path in (beside, stored[other]) if _same_run(path, stored) and not (copied and path == stored[other])]
-    if found:
-        partner = found[0]
-    elif other == "checkpoints":
-        raise CheckpointError(f"{folder}: its checkpoints are no longer in {stored[other]}")
-    else:
-        partner = folder / "logs"
-        partner.mkdir(exist_ok=True)
-    return Place(folder, partner) if side == "logs" else Place(partner, folder)
+    return side, folder, found[0] if found else None
 
 
 def _read(folder: Path) -> tuple[str, dict[str, Path]]:

@@ -9,13 +9,13 @@ from continual.errors import CheckpointError
 from continual.jobs import distributed
 from continual.options import Options, resumed
 from continual.randomness import seeded
-from continual.runs import folders
+from continual.runs import folders, predictions
 from continual.runs.checkpoint import Store, differences, refuse_another
 from continual.runs.experiment import Experiment, Here, prepare
 from continual.runs.folders import Place
 from continual.runs.greeting import greeting
 from continual.runs.record import Report, read_summary
-from continual.runs.run import Run
+from continual.runs.run import PREDICTIONS, Run
 from continual.tasks import Task
 from continual.training.loading import naming_workers
 
@@ -91,6 +91,8 @@ def resume(run: Run, exp: Experiment) -> None:
     if options.start_task or file:
         distributed.keep("went back", "yes")
     run.report.cut_off()
+    if distributed.is_main():
+        predictions.cut_off(exp.place.logs, run.predictions)
     distributed.on_main(partial(folders.keep_options, exp.place, exp.options))
     distributed.on_main(partial(folders.keep_classes, exp.place, exp.benchmark.classes()))
 
@@ -143,6 +145,7 @@ def _take_over(run: Run, exp: Experiment, state: dict, manifest: dict) -> bool:
     refuse_another(manifest["identity"], now, anyway=options.resume_anyway)
     another = bool(differences(manifest["identity"], now))
     run.load_state_dict(state, seconds=manifest["seconds"], spent=manifest.get("spent"))
+    run.predictions = dict(manifest.get(PREDICTIONS, {}))
     if another:
         run.restart_epoch()
     _check_classes(run, exp.benchmark.tasks)

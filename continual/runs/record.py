@@ -30,7 +30,7 @@ from continual.metrics import Matrix, Scores
 from continual.registry import METRICS
 from continual.seeing import progress
 from continual.seeing.progress import EpochBar, Pace
-from continual.seeing.tables import FIGURES, KINDS, figures_table, per_task_table, summary_text
+from continual.seeing.tables import FIGURES, KINDS, figures_table, per_task_table, report_command, summary_text
 from continual.tasks import Task
 
 EVALUATIONS, SUMMARY, STATUS = "evaluations.jsonl", "summary.json", "status.json"
@@ -194,6 +194,8 @@ class Report:
         if self.folder is not None:
             write_json(self.folder / SUMMARY, summary)
         self.say(summary_text(summary))
+        if self.folder is not None:
+            self.say(f"to look at it: {report_command(self.folder)}")
         return summary
 
     def show(self, scores: Scores, *, task: Task) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from continual.runs.record import Report
 from continual.tasks import TRAINING, Phase, Step, Task
 from continual.training.trainer import Trainer
 
+PREDICTIONS = "predictions"  # what a manifest calls their digests
 EVALUATING = "evaluating"  # the stage of a task whose steps are done
 STEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes part of a checkpoint's name
 
@@ -53,6 +54,7 @@ class Run:
         self.trainer: Trainer | None = None
         self.last: dict[str, Any] = {}  # the last epoch that ended: epoch, phase, lr, losses
         self.ledger = Ledger(device)
+        self.predictions: dict[str, str] = {}  # the digest of every file of them, by name
         self._resumed: dict[str, Any] | None = None  # of the phase under way, until it is entered
 
     def begin(self, task: Task) -> None:

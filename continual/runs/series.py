@@ -15,7 +15,7 @@ from continual.runs.checkpoint import as_identity, refuse_another
 from continual.runs.folders import Place
 from continual.runs.record import read_summary
 from continual.seeing.progress import say
-from continual.seeing.tables import summarise
+from continual.seeing.tables import report_command, summarise
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Series:
         self.figures = {"runs": list(self.runs), **figures}
         if distributed.is_main():
             write_json(self.place.logs / "series.json", self.figures)
-        _say(f"\n{text}\n")
+        _say(f"\n{text}\n\nto look at it: {report_command(self.place.logs)}")
 
     def to_evaluate(self) -> Iterator[Part]:
         """The runs that have begun."""

@@ -5,7 +5,9 @@ with four significant digits. "Task unknown" is class-incremental, "task known" 
 known end in `_known`.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -63,6 +65,11 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         + (f"\n{cost_text(summary['cost'])}" if "cost" in summary else "")
     )
     return "\n" + "\n\n".join(blocks) + "\n"
+
+
+def report_command(logs: Path) -> str:
+    """What to type for the page of a run or a series."""
+    return f"python -m continual.report {shlex.quote(str(logs))}"
 
 
 def cost_text(cost: Mapping[str, Any]) -> str:

@@ -79,11 +79,13 @@ def evaluate(
     spread: bool,
     score: Callable[[Outputs], Tensor] = Outputs.scores,
     before_batch: Callable[[], None] = lambda: None,
+    kept: list[Tensor] | None = None,
 ) -> Scores:
     """Score the model, as it stands, on images of the given tasks, all of them seen. The counts are over all processes.
 
     spread: each process evaluates its share (`dist_eval`); else every process evaluates everything.
-    score: Outputs -> (B, C_all), the higher the likelier. before_batch: see `one_pass`.
+    score: Outputs -> (B, C_all), the higher the likelier. before_batch: see `one_pass`. kept: a list that takes of each batch
+    (B, C_all + 2) what it was answered: the class with task unknown, with task known, and the scores; see `in_order`.
     """
     of_task = torch.repeat_interleave(
         torch.arange(len(tasks), device=loading.device),
@@ -98,8 +100,11 @@ def evaluate(
         task = of_task[labels]  # (B,)
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
         hits = ranked == labels[:, None]
-        known = logits.masked_fill(of_task[None, :] != task[:, None], -torch.inf).argmax(1) == labels
+        answer_known = logits.masked_fill(of_task[None, :] != task[:, None], -torch.inf).argmax(1)
+        known = answer_known == labels
         loss = F.cross_entropy(logits, labels, reduction="none")
+        if kept is not None:
+            kept.append(torch.cat([ranked[:, :1], answer_known[:, None], logits], dim=1).cpu())
         for row, value in enumerate((torch.ones_like(loss), hits[:, 0], hits.any(1), known, loss)):
             counts[row].index_add_(0, task, value.double())
     if spread:
@@ -129,11 +134,19 @@ def extract_features(
         with evaluating(model):
             tokens = model(images).tokens
         own.append((tokens[:, -1] if newest_only else tokens.flatten(1)).float().cpu())
-    gathered = distributed.gather_rows(torch.cat(own) if own else torch.empty(0, 0))
+    return in_order(own, len(dataset), batch_size)
+
+
+def in_order(own: Sequence[Tensor], nb_samples: int, batch_size: int, *, spread: bool = True) -> np.ndarray | None:
+    """Rows (b, F) of this process's batches of one pass -> (n, F) of all samples, on the main process; None on the others."""
+    rows = torch.cat(list(own)) if own else torch.empty(0, 0)
+    if not spread:
+        return rows.numpy() if distributed.is_main() else None
+    gathered = distributed.gather_rows(rows)
     if gathered is None:
         return None
-    features = np.empty((len(dataset), gathered[0].shape[1]), dtype=np.float32)
-    for rank, rows in enumerate(gathered):
-        of_rank = [index for batch in rounds(len(dataset), batch_size, spread=True, rank=rank) for index in batch]
-        features[of_rank] = rows.numpy()
-    return features
+    found = np.empty((nb_samples, gathered[0].shape[1]), dtype=np.float32)
+    for rank, of_rank in enumerate(gathered):
+        indices = [index for batch in rounds(nb_samples, batch_size, spread=True, rank=rank) for index in batch]
+        found[indices] = of_rank.numpy()
+    return found
