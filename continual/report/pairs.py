@@ -570,7 +570,7 @@ def _where(found: Comparison) -> str:
         tasks = [row.name.removeprefix("task ") for row in real if row.difference * sign > 0]
         if tasks:
             parts.append(f"{name} is better on task{'s' if len(tasks) > 1 else ''} {some(tasks)}")
-    return f", and after the last task {' and '.join(parts)} (Holm)" if parts else ""
+    return f", and after task {found.nb_tasks} {' and '.join(parts)} (Holm)" if parts else ""
 
 
 # --- what is shown ---
