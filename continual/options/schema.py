@@ -482,8 +482,7 @@ class RunOptions(Section):
     keep_predictions: bool = option(True, "keep what is answered on the test images at the end of every task, as float16")
     tensorboard: bool = option(True, "write what TensorBoard shows, in the log folder")
     wandb: str = option(
-        "",
-        "log to this project (or entity/project) of Weights & Biases as well, as WANDB_MODE and its login say; empty: do not",
+        "", "Weights & Biases: log to this project (or entity/project), too, as WANDB_MODE and wandb login say; empty: do not"
     )
     eval: bool = option(False, "with resume: evaluate only")
     eval_every: int | None = option(50, "epochs between evaluations; none: after each task only", COUNT)
@@ -676,7 +675,10 @@ def outside(options: Options) -> list[str]:
 
 def check_installed(options: Options) -> None:
     """Raise OptionsError if a run of these options needs a package that is not there."""
-    if options.run.wandb and not options.run.eval and find_spec("wandb") is None:
+    if not options.run.wandb or options.run.eval:
+        return
+    spec = find_spec("wandb")
+    if spec is None or spec.origin is None:  # a folder of that name, as wandb itself leaves
         raise OptionsError("wandb: not installed; pip install wandb (or --wandb none)")
 
 
