@@ -110,7 +110,7 @@ def test_the_options_come_first_and_the_end_last(undisturbed):
     (begun,), (ended,) = first.summary.value, last.summary.value
     assert (begun.tag, ended.tag) == (metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)
     told = metadata.parse_session_start_info_plugin_data(begun.metadata.plugin_data.content).hparams
-    assert told["lr"].number_value == 5e-4 and told["dytox"].bool_value is True
+    assert told["lr"].number_value == 0.03 and told["dytox"].bool_value is True
     assert told["incremental_lr"].string_value == "none" and told["replicas"].number_value == 2
     assert "log_path" not in told
 

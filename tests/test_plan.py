@@ -33,7 +33,8 @@ def ledger_of(other=0.0, **lines):
 
 
 def left(ledger, task, step, share):
-    return seconds_left(PLAN, ledger, task=task, step=step, share=share).run
+    found = seconds_left(PLAN, ledger, task=task, step=step, share=share)
+    return found and found.run
 
 
 def test_time_left_goes_by_what_the_like_took_last():

@@ -20,7 +20,7 @@ from continual.files import UNREADABLE, write_json
 from continual.seeing.board import picture
 
 KEPT = "wandb.json"
-SETTINGS = {"init_timeout": 60.0, "login_timeout": 60.0, "finish_timeout": 60.0, "console": "off"}  # at most so many seconds
+SETTINGS = {"init_timeout": 30.0, "login_timeout": 30.0, "finish_timeout": 60.0, "console": "off"}  # at most so many seconds
 PREEMPTED = 75
 
 
