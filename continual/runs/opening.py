@@ -30,6 +30,7 @@ def to_train(options: Options, place: Place, here: Here) -> Iterator[tuple[Run, 
 
     Nobody else may write to its folder meanwhile, and its status says how it ends. Raises CheckpointError if it cannot resume.
     """
+    check_installed(options)  # main.py has asked before; a call from Python has not
     store = Store(place.checkpoints, keep=options.run.keep_checkpoints, keep_tasks=options.run.keep_task_checkpoints)
     distributed.on_main(store.lock)
     folder = place.logs if distributed.is_main() else None
@@ -140,7 +141,6 @@ def _live(options: Options, place: Place) -> Live:
     """The boards that the options ask for, on the main process."""
     if not distributed.is_main():
         return Live()
-    check_installed(options)  # of a run begun from Python; main.py asked before it began
     boards = [Board(place.logs, say)] if options.run.tensorboard else []
     if project := options.run.wandb:
         series = place.logs.parent.name if place.series else None

@@ -4,7 +4,8 @@
 
 Every point is one record, written whole or not at all. A checkpoint's manifest holds how many bytes belong to it, all of them
 on the disk by then; a resume cuts off what came after these, and the run writes it again. The file then gets the next number:
-a TensorBoard that was open all the while reads it afresh, where it would stumble over a file that became shorter.
+a TensorBoard that was open all the while (with its default, fast loading) reads it afresh, where it would stumble over a
+file that became shorter.
 Tags are those of continual/seeing/live.py. What belongs to tensorboard is imported with the first record.
 """
 
@@ -76,9 +77,7 @@ class Board:
         """Nothing is open."""
 
     def _cut_off(self, position: int) -> None:
-        found = sorted(self._folder.glob(f"{STEM}.*"))
-        for path in found[:-1]:  # of a resume that was killed while it gave the file its next number
-            path.unlink()
+        found = sorted(self._folder.glob(f"{STEM}.{'[0-9]' * 6}"))
         self._path = found[-1] if found else self._path
         size = self._path.stat().st_size if found else 0
         self._nb_bytes = self._on_disk = _whole_records(self._path, min(position, size)) if found else 0
@@ -87,8 +86,7 @@ class Board:
             self._say(f"warning: {self._path} lost {lost} of {position} bytes; going on without them")
         if size > self._nb_bytes:
             os.truncate(self._path, self._nb_bytes)
-            number = self._path.name.rpartition(".")[2]
-            following = self._folder / f"{STEM}.{int(number) + 1 if number.isdecimal() else 1:06d}"
+            following = self._folder / f"{STEM}.{int(self._path.name[-6:]) + 1:06d}"
             os.replace(self._path, following)
             self._path = following
 
