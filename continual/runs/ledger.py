@@ -102,6 +102,11 @@ class Ledger:
         with self._charging(DATA, self._open[-1][1]), self._flops.paused() if self._flops else _nothing():
             yield
 
+    @property
+    def steps(self) -> int:
+        """Steps of training so far."""
+        return sum(line.steps for line in self.lines.values())
+
     def total(self) -> float:
         """Seconds of all parts, before a resume and since."""
         self._charge()
