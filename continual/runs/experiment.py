@@ -254,10 +254,10 @@ def prepare(options: Options, place: Place, store: Store | None, here: Here) -> 
     )
 
 
-def benchmark_of(options: Options) -> Benchmark:
+def benchmark_of(options: Options, *, download: bool = True) -> Benchmark:
     """The data set of the options, cut into tasks; see `datasets.load` for what it raises.
 
-    Of several processes, which call it together, one downloads while the others wait.
+    Of several processes, which call it together, one downloads while the others wait; without `download` none does.
     """
     data = options.data
     find = partial(
@@ -271,7 +271,7 @@ def benchmark_of(options: Options) -> Benchmark:
         seed=options.run.seed,
         skip_corrupt=data.skip_corrupt,
     )
-    benchmark = distributed.main_first(lambda first: find(download=first))
+    benchmark = distributed.main_first(lambda first: find(download=first and download))
     return normalised(benchmark, data, input_size=options.model.input_size)
 
 
