@@ -160,7 +160,7 @@ class ModelOptions(Section):
 class DataOptions(Section):
     """data and scenario"""
 
-    data_set: str = option("digits", "digits, cifar100, imagenet100, imagenet1000, or another that datasets.py knows")
+    data_set: str = option("digits", "digits, glyphs, cifar100, imagenet100, imagenet1000, or another that datasets.py knows")
     data_path: str = option("./data", "folder of the data sets")
     initial_increment: int = option(50, "classes of the first task; 0: as many as increment", NOT_NEGATIVE)
     increment: int | tuple[int, ...] = option(
