@@ -119,6 +119,12 @@ def seconds_of(past: Past) -> float | None:
     return float(past.stored[-1].manifest["seconds"]) if past.stored else None
 
 
+def flops_of(past: Past) -> int | None:
+    """What a run computed, or has computed so far."""
+    found = cost_of(past).get("flops")
+    return None if found is None else int(found)
+
+
 def _known_cost(past: Past) -> dict[str, Any]:
     found = cost_of(past)
     if not found:

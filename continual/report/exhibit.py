@@ -49,7 +49,8 @@ class Table:
     def _cells(self, row: Sequence[Cell]) -> str:
         cells = []
         for place, cell in enumerate(row):
-            text, kind = html.escape(self.shown(cell)), " class=n" if isinstance(cell, int | float) else ""
+            text = html.escape(self.shown(cell))
+            kind = " class=n" if isinstance(cell, int | float) else " class=t" if len(text) > 24 else ""
             cells.append(f"<th scope=row{kind}>{text}</th>" if place == 0 else f"<td{kind}>{text}</td>")
         return "".join(cells)
 

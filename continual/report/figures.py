@@ -266,7 +266,7 @@ def gallery(images: np.ndarray, under: np.ndarray, names: Sequence[object]) -> F
     """Images (C, K, S, S, 4) uint8 in rows, with alpha, as one picture; under each its number, `under` (C, K), NaN for none."""
     nb_rows, nb_columns, side = images.shape[:3]
     nb_places = max(nb_columns, 8)  # a few images are not blown up
-    cell, gap = (WIDTH - 0.9) / nb_places, 0.15  # inches
+    cell, gap = (WIDTH - 0.6) / nb_places, 0.17  # inches
     line = max(1, round(side * gap / cell))  # of letters, in pixels of an image
     sheet = np.zeros((nb_rows * (side + line), nb_columns * (side + 1), 4), dtype=np.uint8)
     for row, column in np.ndindex(nb_rows, nb_columns):
@@ -277,7 +277,7 @@ def gallery(images: np.ndarray, under: np.ndarray, names: Sequence[object]) -> F
     ax.imshow(sheet, extent=(0, sheet.shape[1], sheet.shape[0], 0), interpolation="none")
     for row, column in zip(*np.nonzero(~np.isnan(under)), strict=True):
         at = (column * (side + 1) + side / 2, row * (side + line) + side)
-        ax.text(*at, f"{under[row, column]:.2f}", ha="center", va="top", fontsize=6.5)
+        ax.text(*at, f"{under[row, column]:.2f}", ha="center", va="top", fontsize=7.5)
     ax.set(xlim=(0, nb_places * (side + 1)), ylim=(sheet.shape[0], 0), xticks=[])
     ax.set_yticks([row * (side + line) + side / 2 for row in range(nb_rows)], [short(name) for name in names])
     ax.tick_params(length=0)

@@ -101,7 +101,11 @@ def last_heard(past: Past) -> str:
 def told(past: Past) -> Chapter:
     """What the run was told, and what it learns."""
     defaults, hidden = flat(Options()), {*PATHS, "name", "log_category"}
-    rows = [[key, _plain(value), _plain(defaults.get(key))] for key, value in sorted(past.changed.items()) if key not in hidden]
+    rows = [
+        [key, plain_value(value), plain_value(defaults.get(key))]
+        for key, value in sorted(past.changed.items())
+        if key not in hidden
+    ]
     reads = "What differs from the defaults, but for where files lie; the rest is in options.yaml, beside the logs."
     shown = [Exhibit("options", "Options", reads, Table(["option", "here", "default"], rows))]
     if past.classes:
@@ -125,5 +129,6 @@ def _number(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
 
 
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=list)
+def plain_value(value: Any) -> str:
+    """As in an options file."""
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value, default=list)

@@ -150,13 +150,13 @@ def write(folder: Path, title: str, chapters: Sequence[Chapter], *, refresh: flo
     before = _own_files(index, inside)
     inside.mkdir(parents=True, exist_ok=True)
     bodies, files = [], {}
-    for chapter in chapters:
+    for number, chapter in enumerate(chapters, start=1):
         shown = []
         for exhibit in chapter.exhibits:
             found, svg = _files(exhibit)
             files |= found
             shown.append(_exhibit(exhibit, svg, list(found)))
-        bodies.append(_chapter(chapter, shown))
+        bodies.append(_chapter(number, chapter, shown))
     for name, content in files.items():
         _keep(inside / name, content)
     _keep(index, _page(title, chapters, bodies, refresh).encode())
@@ -203,7 +203,8 @@ def _files(exhibit: Exhibit) -> tuple[dict[str, bytes], str]:
 def _page(title: str, chapters: Sequence[Chapter], bodies: Sequence[str], refresh: float | None) -> str:
     again = f'<meta http-equiv="refresh" content="{max(5, round(refresh))}">\n' if refresh is not None else ""
     links = "\n".join(
-        f'<li><a href="#{_id(chapter.title)}">{html.escape(chapter.title)}</a>{_sublinks(chapter)}</li>' for chapter in chapters
+        f'<li><a href="#chapter-{number}">{html.escape(chapter.title)}</a>{_sublinks(chapter)}</li>'
+        for number, chapter in enumerate(chapters, start=1)
     )
     shown = html.escape(title)
     text = f"""<!DOCTYPE html>
@@ -232,10 +233,6 @@ def _page(title: str, chapters: Sequence[Chapter], bodies: Sequence[str], refres
     return plain(text)
 
 
-def _id(title: str) -> str:
-    return "chapter-" + (re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "x")
-
-
 def _sublinks(chapter: Chapter) -> str:
     if len(chapter.exhibits) < 2:
         return ""
@@ -243,12 +240,11 @@ def _sublinks(chapter: Chapter) -> str:
     return f"<ul>{items}</ul>"
 
 
-def _chapter(chapter: Chapter, shown: Sequence[str]) -> str:
+def _chapter(number: int, chapter: Chapter, shown: Sequence[str]) -> str:
     missing = "".join(f"<li>{html.escape(line)}</li>" for line in chapter.missing)
     said = f'<ul class="missing" aria-label="What is missing">{missing}</ul>' if missing else ""
-    name = _id(chapter.title)
     return (
-        f'<section aria-labelledby="{name}">\n<h2 id="{name}">{html.escape(chapter.title)}</h2>\n{said}'
+        f'<section aria-labelledby="chapter-{number}">\n<h2 id="chapter-{number}">{html.escape(chapter.title)}</h2>\n{said}'
         f'<div class="exhibits">{"".join(shown)}</div>\n</section>\n'
     )
 

@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 
 from continual.report import figures, one
-from continual.report.course import cost_of, seconds_of
+from continual.report.course import flops_of, seconds_of
 from continual.report.exhibit import Chapter, Exhibit, Table, chapter
 from continual.report.figures import Curve
-from continual.report.one import progress, status, title
+from continual.report.one import plain_value, progress, status, title
 from continual.report.reading import Past
-from continual.report.results import Outcome, reached
-from continual.seeing.tables import FIGURES
+from continual.report.results import Outcome, matrix_of, reached
 
 ABOUT_IMAGES = ("data_set", "initial_increment", "increment", "validation")  # where these differ, accuracies do not compare
+COLUMNS = {  # of a table of runs or methods
+    **{"avg_acc": "average", "acc": "last", "forgetting": "forgetting", "bwt": "backward transfer"},
+    **{"avg_acc_known": "average, task known", "acc_known": "last, task known"},
+}
 SAID = 3  # options that name a group
 
 
@@ -72,8 +75,8 @@ def settings(pasts: Sequence[Past]) -> list[Setting]:
         apart.setdefault(tuple(repr(past.options.get(key)) for key in ABOUT_IMAGES), []).append(past)
     found = []
     for runs in apart.values():
-        told = next((past for past in runs if past.sizes), runs[0])
-        found.append(Setting(f"{told.options.get('data_set')}, tasks: {one.tasks(told)}", grouped(runs)))
+        best = next((past for past in runs if past.sizes), runs[0])
+        found.append(Setting(f"{best.options.get('data_set')}, tasks: {one.tasks(best)}", grouped(runs)))
     return found
 
 
@@ -82,16 +85,28 @@ def grouped(pasts: Sequence[Past]) -> list[Group]:
     found: dict[tuple, list[Past]] = {}
     for past in pasts:
         found.setdefault(past.experiment(), []).append(past)
-    firsts = [dict(runs[0].experiment()) for runs in found.values()]
+    firsts = [told(runs[0]) for runs in found.values()]
     methods = [runs[0].method for runs in found.values()]
     names = []
     for options, method in zip(firsts, methods, strict=True):
         alike = [other for other, theirs in zip(firsts, methods, strict=True) if theirs == method]
         keys = [key for key in sorted({key for each in alike for key in each}) if len({each.get(key) for each in alike}) > 1]
-        words = [f"{key} {options.get(key, 'none').strip(chr(39)) or 'none'}" for key in keys]
+        words = [f"{key} {options.get(key, 'none')}" for key in keys]
         more = f" and {len(words) - SAID} more" if len(words) > SAID else ""
-        names.append(", ".join([method, *words[:SAID]]) + more)
+        name = ", ".join([method, *words[:SAID]]) + more
+        names.append(f"{name} ({names.count(name) + 1})" if name in names else name)
     return [Group(name, runs) for name, runs in zip(names, found.values(), strict=True)]
+
+
+def told(past: Past) -> dict[str, str]:
+    """The options that make a run's experiment, as words."""
+    return {key: plain_value(past.options[key]) or "none" for key, _ in past.experiment()}
+
+
+def names_of(pasts: Sequence[Past]) -> list[str]:
+    """What each run is called: within one series by its part in that."""
+    alone = len({past.series for past in pasts}) == 1
+    return [past.label if alone else title(past) for past in pasts]
 
 
 def chapters(pasts: Sequence[Past]) -> list[Chapter]:
@@ -102,7 +117,9 @@ def chapters(pasts: Sequence[Past]) -> list[Chapter]:
         where = f": {setting.name}" if len(apart) > 1 else ""
         if len(apart) > 1:
             behind.insert(0, "runs of other data or other tasks are in chapters of their own: accuracies do not compare")
-        found.append(chapter(f"Results{where}", setting, methods, curves, forgetting, against_cost, differing, missing=behind))
+        found.append(
+            chapter(f"Results{where}", setting, methods, curves, forgetting, matrix, against_cost, differing, missing=behind)
+        )
     return [*found, chapter("Each run in short", pasts, each_run, each_curve, missing=_faults(pasts))]
 
 
@@ -127,7 +144,7 @@ def _behind(setting: Setting) -> list[str]:
         ahead = [past for past, _ in group.ahead]
         left = [past for past in group.runs if past not in ahead]
         if left:
-            where = f"has learned {group.nb_tasks} task(s)" if group.nb_tasks else "has learned a task"
+            where = f"has learned {group.nb_tasks} tasks" if group.nb_tasks > 1 else "has learned a task"
             names = ", ".join(
                 f"{title(past)} ({progress(past)} tasks, {past.status.get('status', 'unknown')})" for past in left
             )
@@ -145,20 +162,18 @@ def pm(spread: tuple[float | None, float | None], digits: int = 2) -> str:
 
 
 def methods(setting: Setting) -> Exhibit:
-    names = {**FIGURES, **{f"{name}_known": f"{words}, task known" for name, words in FIGURES.items() if "acc" in name}}
-    order = ("avg_acc", "acc", "forgetting", "bwt", "avg_acc_known", "acc_known")
     rows = []
     for group in setting.groups:
-        cells = [pm(group.over(lambda _, outcome, name=name: outcome.figures.get(name))) for name in order]
+        cells = [pm(group.over(lambda _, outcome, name=name: outcome.figures.get(name))) for name in COLUMNS]
         sizes = [
             pm(group.over(lambda _, outcome, name=name: outcome.figures.get(name)), 0)
             for name in ("n_parameters", "n_exemplars")
         ]
         seconds = pm(group.over(lambda past, _: seconds_of(past)), 0)
-        flops, _ = group.over(lambda past, _: cost_of(past).get("flops"))
+        flops, _ = group.over(lambda past, _: flops_of(past))
         whole = f"{len(group.ahead)} of {len(group.runs)}" if len(group.ahead) < len(group.runs) else str(len(group.runs))
         rows.append([group.name, whole, group.nb_tasks, *cells, *sizes, seconds, None if flops is None else f"{flops:.3g}"])
-    header = ["method", "runs", "tasks", *(names[name] for name in order), "parameters", "exemplars", "seconds", "FLOPs"]
+    header = ["method", "runs", "tasks", *COLUMNS.values(), "parameters", "exemplars", "seconds", "FLOPs"]
     reads = "Mean ± sample standard deviation (n − 1) over seeds and class orders, in percent; a single run has no deviation."
     said = ""
     if len(setting.learned) > 1 and len({group.nb_tasks for _, group in setting.learned}) == 1:
@@ -209,13 +224,20 @@ def forgetting(setting: Setting) -> Exhibit | None:
     )
 
 
+def matrix(setting: Setting) -> Exhibit | None:
+    """Of an experiment alone, over several runs."""
+    if len(setting.groups) > 1 or len(setting.groups[0].ahead) < 2:
+        return None
+    rows = zip(*(outcome.matrix for _, outcome in setting.groups[0].ahead), strict=True)
+    means = [[fmean(values) for values in zip(*row, strict=True)] for row in rows]
+    return matrix_of(means, "matrix", "Accuracy matrix, task unknown, mean over runs")
+
+
 def against_cost(setting: Setting) -> Exhibit | None:
     rows: list[list[Any]] = []
     panels: dict[str, list[Curve]] = {"seconds": [], "FLOPs": []}
     for place, group in setting.learned:
-        points = [
-            (outcome.figures.get("avg_acc"), seconds_of(past), cost_of(past).get("flops")) for past, outcome in group.ahead
-        ]
+        points = [(outcome.figures.get("avg_acc"), seconds_of(past), flops_of(past)) for past, outcome in group.ahead]
         rows += [[group.name, title(past), *point] for (past, _), point in zip(group.ahead, points, strict=True)]
         for panel, at in (("seconds", 1), ("FLOPs", 2)):
             known = [point for point in points if None not in (point[0], point[at])]
@@ -236,11 +258,11 @@ def against_cost(setting: Setting) -> Exhibit | None:
 
 def differing(setting: Setting) -> Exhibit | None:
     """What the experiments were told differently; None for one."""
-    told = [dict(group.runs[0].experiment()) for group in setting.groups]
-    keys = [key for key in sorted({key for each in told for key in each}) if len({each.get(key) for each in told}) > 1]
+    options = [told(group.runs[0]) for group in setting.groups]
+    keys = [key for key in sorted({key for each in options for key in each}) if len({each.get(key) for each in options}) > 1]
     if not keys:
         return None
-    rows = [[key, *(each.get(key, "") for each in told)] for key in keys]
+    rows = [[key, *(each.get(key, "") for each in options)] for key in keys]
     reads = "Options in which the experiments differ, but for seeds, class orders and where files lie."
     return Exhibit(
         "differences", "What they were told differently", reads, Table(["option", *(g.name for g in setting.groups)], rows)
@@ -252,42 +274,28 @@ def _groups_of(pasts: Sequence[Past]) -> list[tuple[Group, Past]]:
 
 
 def each_run(pasts: Sequence[Past]) -> Exhibit:
-    names = ("avg_acc", "acc", "forgetting", "bwt", "avg_acc_known", "acc_known")
-    rows = []
+    rows, names = [], dict(zip(pasts, names_of(pasts), strict=True))
     for group, past in _groups_of(pasts):
         found = reached(past)
-        values = [found.figures.get(name) if found else None for name in names]
-        rows.append([title(past), group.name, status(past), progress(past), *values, seconds_of(past), str(past.folder)])
-    header = [
-        "run",
-        "method",
-        "status",
-        "tasks",
-        "average",
-        "last",
-        "forgetting",
-        "bwt",
-        "average, known",
-        "last, known",
-        "seconds",
-    ]
-    reads = "In percent, after the last task that each has learned; its own page is `python -m continual.report` of its folder."
-    return Exhibit("runs", "The runs", reads, Table([*header, "folder"], rows, digits=2))
+        values = [found.figures.get(name) if found else None for name in COLUMNS]
+        rows.append([names[past], group.name, status(past), progress(past), *values, seconds_of(past), str(past.folder)])
+    header = ["run", "method", "status", "tasks", *COLUMNS.values(), "seconds", "folder"]
+    reads = "In percent, after the last task that each has learned; a run's own page is that of its folder."
+    return Exhibit("runs", "The runs", reads, Table(header, rows, digits=2))
 
 
 def each_curve(pasts: Sequence[Past]) -> Exhibit | None:
     """Of one setting, and not of more runs than can be told apart."""
-    found = [(past, reached(past)) for past in pasts]
-    found = [(past, outcome) for past, outcome in found if outcome]
+    found = [(name, outcome) for name, past in zip(names_of(pasts), pasts, strict=True) if (outcome := reached(past))]
     if not 1 < len(found) <= 12 or len(settings(pasts)) > 1:
         return None
     lines = [
-        Curve(f"{title(past)} ({fmean(outcome.accs):.1f})", outcome.axis()[0], outcome.accs, place=i)
-        for i, (past, outcome) in enumerate(found)
+        Curve(f"{name} ({fmean(outcome.accs):.1f})", outcome.axis()[0], outcome.accs, place=place)
+        for place, (name, outcome) in enumerate(found)
     ]
-    header = ["task", *(title(past) for past, _ in found)]
     most = max(outcome.nb_tasks for _, outcome in found)
     rows = [[task + 1, *(o.accs[task] if task < o.nb_tasks else None for _, o in found)] for task in range(most)]
     reads = "Accuracy on all classes seen so far, one line for each run; in brackets the average."
     picture = figures.curves(lines, xlabel=found[0][1].axis()[1])
-    return Exhibit("accuracy-of-runs", "Each run on its way", reads, Table(header, rows, digits=2), picture)
+    table = Table(["task", *(name for name, _ in found)], rows, digits=2)
+    return Exhibit("accuracy-of-runs", "Each run on its way", reads, table, picture)
