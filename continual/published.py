@@ -12,7 +12,7 @@ from typing import Any
 
 from continual.errors import CheckpointError, OptionsError, Refused
 from continual.files import UNREADABLE
-from continual.options import STORED, Options, parse
+from continual.options import STORED, DataOptions, parse
 from continual.runs import folders
 from continual.runs.record import EVALUATIONS
 from continual.seeing.tables import text_table
@@ -38,9 +38,8 @@ def accuracies(logs: Path) -> list[float]:
     return found
 
 
-def nb_steps(options: Options) -> int:
+def nb_steps(data: DataOptions) -> int:
     """The steps of a CIFAR-100 run whose tasks all have one size. Raises OptionsError for any other."""
-    data = options.data
     if data.data_set.lower() not in ("cifar100", "cifar"):
         raise OptionsError(f"data_set: nothing is stored of {data.data_set}; the published curves are those of cifar100")
     steps = {10: 10, 5: 20, 2: 50}.get(data.increment if isinstance(data.increment, int) else 0)
@@ -97,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
         if len(argv) != 1:
             raise OptionsError("usage: python -m continual.published RUN")
         for logs in logs_of(Path(argv[0])):
-            steps = nb_steps(parse(["--options", str(logs / STORED)]))
+            steps = nb_steps(parse(["--options", str(logs / STORED)]).data)
             print(f"{logs}\n\n{compare(accuracies(logs), published(steps), steps)}\n")
     except Refused as refused:
         print(f"error: {refused}", file=sys.stderr)

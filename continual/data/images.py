@@ -56,14 +56,15 @@ class Images(Dataset):
             return [self[index] for index in draw]
         if draw.key is None:
             return [self._transformed(index) for index in draw.indices]
-        opened = ((self._open(int(index)), int(self.samples.y[index])) for index in draw.indices)
+        opened = ((self.opened(int(index)), int(self.samples.y[index])) for index in draw.indices)
         keys = [(*draw.key, int(position)) for position in draw.positions]
         return [(self.transform(image), label) for (image, label), _ in zip(opened, seeded_in_turn(keys), strict=True)]
 
     def _transformed(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self._open(int(index))), int(self.samples.y[index])
+        return self.transform(self.opened(int(index))), int(self.samples.y[index])
 
-    def _open(self, index: int) -> Image.Image:
+    def opened(self, index: int) -> Image.Image:
+        """As it is, in RGB."""
         x = self.samples.x[index]
         if not isinstance(x, str):
             return Image.fromarray(x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x).convert("RGB")

@@ -9,9 +9,12 @@ import csv
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from continual.errors import Refused, one_line
+from continual.files import UNREADABLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +49,8 @@ class Table:
     def _cells(self, row: Sequence[Cell]) -> str:
         cells = []
         for place, cell in enumerate(row):
-            text, kind = html.escape(self.shown(cell)), " class=n" if isinstance(cell, int | float) else ""
+            text = html.escape(self.shown(cell))
+            kind = " class=n" if isinstance(cell, int | float) else " class=t" if len(text) > 24 else ""
             cells.append(f"<th scope=row{kind}>{text}</th>" if place == 0 else f"<td{kind}>{text}</td>")
         return "".join(cells)
 
@@ -102,3 +106,20 @@ class Chapter:
     title: str
     exhibits: Sequence[Exhibit]
     missing: Sequence[str] = field(default=())
+
+
+def chapter(title: str, of: Any, *makers: Callable[[Any], Exhibit | None], missing: Sequence[str] = ()) -> Chapter:
+    """What each maker makes `of` a run, or of several; None of a maker is nothing to show.
+
+    Where a file is missing or damaged (Refused, UNREADABLE), the chapter says so instead.
+    """
+    exhibits, missing = [], list(missing)
+    for maker in makers:
+        try:
+            exhibits.append(maker(of))
+        except Refused as refused:
+            missing.append(str(refused))
+        except (*UNREADABLE, LookupError, AttributeError) as error:
+            what = maker.__name__.strip("_").replace("_", " ")
+            missing.append(f"{what}: what was kept is damaged ({one_line(error)[:200]})")
+    return Chapter(title, [exhibit for exhibit in exhibits if exhibit is not None], list(dict.fromkeys(missing)))

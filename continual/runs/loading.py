@@ -39,15 +39,18 @@ class Trained:
 
 def load(folder: Path, *, task: int | None = None) -> Trained:
     """Load the newest checkpoint of a run, or the one at the end of a task (from 0). Raises CheckpointError."""
-    place = folders.reopen(folder)
-    options = parse(["--options", str(place.checkpoints / STORED)])
-    state, manifest = Store(place.checkpoints).load(start_task=0 if task is None else task + 1)
+    side, folder, partner = folders.find(Path(folder))
+    checkpoints = folder if side == "checkpoints" else partner
+    if checkpoints is None:
+        raise CheckpointError(f"{folder}: its checkpoints are gone")
+    options = parse(["--options", str(checkpoints / STORED)])
+    state, manifest = Store(checkpoints).load(start_task=0 if task is None else task + 1)
     if state is None:
-        raise CheckpointError(f"{place.checkpoints}: there is no checkpoint yet")
+        raise CheckpointError(f"{checkpoints}: there is no checkpoint yet")
     try:
         return _trained(options, state, manifest["identity"])
     except UNREADABLE as error:
-        raise CheckpointError(f"{place.checkpoints}: the checkpoint does not hold a run ({one_line(error)[:300]})") from error
+        raise CheckpointError(f"{checkpoints}: the checkpoint does not hold a run ({one_line(error)[:300]})") from error
 
 
 def _trained(options: Options, state: dict[str, Any], identity: dict[str, Any]) -> Trained:
