@@ -306,7 +306,8 @@ class Store:
 
     def _clean(self) -> None:
         """Remove what is not worth keeping: manifests first, so that what is left of a pair does not count."""
-        stored = self.stored()
+        few = sum(1 for _ in self.folder.glob("*.pt")) <= self.keep and not self._damaged  # all stay, whatever they are
+        stored = [] if few else self.stored()
         good = [each for each in stored if each.serial not in self._damaged]
         ends = {each.manifest["task"]: each for each in good if each.finished_task}  # the newest of each task
         kept = {each.serial for each in [*good[-self.keep :], *(ends.values() if self.keep_tasks else ())]}
