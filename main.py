@@ -94,7 +94,8 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase) -> None:
     for epoch in range(run.position.epoch, phase.epochs):
         how = {"nb_epochs": phase.epochs, "nb_steps": trainer.nb_steps, "first_step": run.position.step}
         with run.report.epoch(title, epoch=epoch, run_left=time_left, **how) as bar:
-            for _, nb_images in run.ledger.training(trainer.steps(epoch, run.position.step), task, phase.name):
+            steps = run.ledger.training(trainer.steps(epoch, run.position.step), task, phase.name)
+            for _, nb_images in run.noting(steps, task):
                 bar.step(nb_images * distributed.nb_processes(), trainer.sums.means)
                 run.move(step=run.position.step + 1)
                 exp.stop_if_asked(run, task, after_step=True)

@@ -192,6 +192,7 @@ def observe(tmp_path_factory):
 
             def noting_save(store, state, **named):
                 observer.note("saves", named["name"])
+                return store.folder / "none.pt"
 
             def noting_prepare(*args):
                 exp = prepare(*args)
@@ -489,7 +490,7 @@ def train(tmp_path_factory):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(main, "learn", noting_learn)
-            patch.setattr(Store, "save", lambda store, state, **named: None)
+            patch.setattr(Store, "save", lambda store, state, **named: store.folder / "none.pt")
             patch.setattr(experiment, "load", LOAD)
             summary = run_of(replace(Options(), **dict(items)), tmp_path_factory.mktemp("run"))
         weights["end"] = flat_weights(runs[-1].model)

@@ -24,7 +24,7 @@ from continual.methods import Method, Moment, method_of
 from continual.options import Options, outside
 from continual.randomness import seed_of
 from continual.rehearsal import Memory
-from continual.runs import plan, predictions
+from continual.runs import evidence, plan, predictions
 from continual.runs.checkpoint import Store, as_identity
 from continual.runs.folders import Place
 from continual.runs.ledger import SAVING
@@ -175,7 +175,7 @@ class Experiment:
             return
         name = f"task-{task.index + 1}-finished" if finished else str(run.position)
         with run.ledger.part(SAVING):
-            self.store.save(
+            path = self.store.save(
                 {**run.state_dict(), "classes": self.benchmark.classes()},
                 name=name,
                 identity=self.identity(),
@@ -183,18 +183,26 @@ class Experiment:
                 finished_task=finished,
                 seconds=run.seconds(),
                 spent=run.ledger.state_dict(),
-                beside={PREDICTIONS: run.predictions},
+                beside={
+                    PREDICTIONS: run.predictions,
+                    evidence.EVALUATED: run.report.digest(),
+                    evidence.SEEN: run.images,
+                    evidence.MADE_WITH: run.made_with,
+                    evidence.TOLD: evidence.told(self.options),
+                    evidence.FINGERPRINT: run.fingerprint and run.fingerprint.state_dict(),
+                },
             )
+            evidence.witness(self.place.logs, path)
 
-    def keep_predictions(self, run: Run, task: Task, kept: Sequence[Tensor]) -> None:
-        """Write down what was answered on the test images (see `evaluation.evaluate`); all processes call it together."""
+    def answered(self, task: Task, kept: Sequence[Tensor]) -> predictions.Predictions | None:
+        """What was answered on the test images (see `evaluation.evaluate`), on the main process; all call it together."""
         samples, size = self.benchmark.test_samples, self.options.data.eval_batch_size
         places = np.flatnonzero(samples.t <= task.index)
         rows = evaluation.in_order(kept, len(places), size, spread=self.options.run.dist_eval)
         if rows is None:
-            return
+            return None
         answers, known = rows[:, :2].astype(np.int32).T
-        found = predictions.Predictions(
+        return predictions.Predictions(
             logits=predictions.packed(rows[:, 2:]),
             answers=answers,
             answers_known=known,
@@ -203,6 +211,12 @@ class Experiment:
             sizes=np.array([each.nb_new for each in self.tasks[: task.index + 1]], dtype=np.int32),
             digest=self._of_data["test_digest"],
         )
+
+    def keep_predictions(self, run: Run, task: Task, kept: Sequence[Tensor]) -> None:
+        """Write down what was answered on the test images; all processes call it together."""
+        found = self.answered(task, kept)
+        if found is None:
+            return
         with run.ledger.part(SAVING):
             digest = predictions.write(self.place.logs, task.index, found)
         run.predictions[predictions.path_of(self.place.logs, task.index).name] = digest

@@ -9,7 +9,7 @@ from continual.errors import CheckpointError
 from continual.jobs import distributed
 from continual.options import Options, resumed
 from continual.randomness import seeded
-from continual.runs import folders, predictions
+from continual.runs import evidence, folders, predictions
 from continual.runs.checkpoint import Store, differences, refuse_another
 from continual.runs.experiment import Experiment, Here, prepare
 from continual.runs.folders import Place
@@ -63,7 +63,10 @@ def begin(run: Run, exp: Experiment) -> None:
     with seeded(*exp.key("model")):
         run.model = run.method.build().to(run.device)
     run.move(stage=run.first_step(exp.tasks[0]))
+    run.made_with = [_made_with(run)]
     distributed.on_main(partial(folders.keep_classes, exp.place, exp.benchmark.classes()))
+    seed = exp.options.run.seed
+    run.images = distributed.on_main(partial(evidence.keep_images, exp.place.checkpoints, exp.benchmark, seed))
     exp.save(run, exp.tasks[0])
 
 
@@ -146,11 +149,27 @@ def _take_over(run: Run, exp: Experiment, state: dict, manifest: dict) -> bool:
     another = bool(differences(manifest["identity"], now))
     run.load_state_dict(state, seconds=manifest["seconds"], spent=manifest.get("spent"))
     run.predictions = dict(manifest.get(PREDICTIONS, {}))
+    _take_over_evidence(run, manifest, differences(manifest["identity"], now))
     if another:
         run.restart_epoch()
     _check_classes(run, exp.benchmark.tasks)
     run.report.say(f"resumed from {manifest['name']}: {run.position}")
     return another
+
+
+def _take_over_evidence(run: Run, manifest: dict, changed: list[str]) -> None:
+    """What is known of how the run was made, up to here; it goes on in this environment, with these options `changed`."""
+    run.images, run.made_with = manifest.get(evidence.SEEN, ""), list(manifest.get(evidence.MADE_WITH, []))
+    noted = manifest.get(evidence.FINGERPRINT)
+    run.fingerprint = evidence.Fingerprint(**noted) if noted else None
+    entry = _made_with(run, changed)
+    apart = {"since": "", "changed": []}
+    if changed or not run.made_with or {**run.made_with[-1], **apart} != {**entry, **apart}:
+        run.made_with.append(entry)
+
+
+def _made_with(run: Run, changed: Sequence[str] = ()) -> dict[str, Any]:
+    return {"since": str(run.position), "changed": list(changed), **evidence.environment(run.device)}
 
 
 def _check_classes(run: Run, tasks: Sequence[Task]) -> None:

@@ -14,6 +14,7 @@ a list of rows, row i with i + 1 entries. Its value is kept as it gives it (not 
 the matrix with task unknown, as NAME_known for that with task known. It must give the same for the same matrix, always.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -175,16 +176,7 @@ class Report:
         if not self._ends:
             raise ValueError("no task has ended: nothing to sum up")
         summary = {
-            "nb_tasks": len(self._ends),
-            "nb_classes": list(self._nb_seen),
-            **_figures(self._ends),
-            **_measured(self._metrics, self._ends),
-            "acc5": _percent(metrics.accuracy_top5(self._ends[-1])),
-            "mean_acc5": _percent(fmean(metrics.accuracy_top5(scores) for scores in self._ends)),
-            "accs": [_percent(metrics.accuracy(scores)) for scores in self._ends],
-            "accs_known": [_percent(metrics.accuracy(scores, known=True)) for scores in self._ends],
-            "matrix": _percents(metrics.accuracy_matrix(self._ends)),
-            "matrix_known": _percents(metrics.accuracy_matrix(self._ends, known=True)),
+            **self.measured(),
             "n_parameters": nb_parameters,
             "n_exemplars": nb_exemplars,
             "time": round(seconds, 1),
@@ -197,6 +189,26 @@ class Report:
         if self.folder is not None:
             self.say(f"to look at it: {report_command(self.folder)}")
         return summary
+
+    def measured(self) -> dict[str, Any]:
+        """What a summary says of the accuracies at the end of every task so far."""
+        return {
+            "nb_tasks": len(self._ends),
+            "nb_classes": list(self._nb_seen),
+            **_figures(self._ends),
+            **_measured(self._metrics, self._ends),
+            "acc5": _percent(metrics.accuracy_top5(self._ends[-1])),
+            "mean_acc5": _percent(fmean(metrics.accuracy_top5(scores) for scores in self._ends)),
+            "accs": [_percent(metrics.accuracy(scores)) for scores in self._ends],
+            "accs_known": [_percent(metrics.accuracy(scores, known=True)) for scores in self._ends],
+            "matrix": _percents(metrics.accuracy_matrix(self._ends)),
+            "matrix_known": _percents(metrics.accuracy_matrix(self._ends, known=True)),
+        }
+
+    def measured_at_ends(self) -> list[dict[str, Any]]:
+        """What the record of the evaluation at the end of every task says of its accuracies, but for metrics from outside."""
+        ends = [self._ends[: nb + 1] for nb in range(len(self._ends))]
+        return [{**_figures(each), **_of_the_tests(each)} for each in ends]
 
     def show(self, scores: Scores, *, task: Task) -> dict[str, Any]:
         """Print one evaluation without keeping it; returns its figures."""
@@ -249,6 +261,12 @@ class Report:
     def begun(self) -> bool:
         """Whether an evaluation was ever written to the folder."""
         return self.folder is not None and self._nb_bytes > 0
+
+    def digest(self) -> str:
+        """SHA-256 of the evaluations written so far; empty without a folder."""
+        path = None if self.folder is None else self.folder / EVALUATIONS
+        content = path.read_bytes()[: self._nb_bytes] if path and path.exists() else b""
+        return hashlib.sha256(content).hexdigest() if path else ""
 
     # What a checkpoint keeps.
 
