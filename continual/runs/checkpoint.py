@@ -207,6 +207,14 @@ class Store:
         }
         manifest["seal"] = seal(manifest)
         path = self.folder / f"{serial:06d}-{name}.pt"
+        self._write_pair(path, payload, manifest)
+        self._clean()
+        self._saved_at = time.monotonic()
+        self._cost = self._saved_at - begun
+        self.seconds += self._cost
+        return path
+
+    def _write_pair(self, path: Path, payload: bytes, manifest: dict[str, Any]) -> None:
         try:
             _write(path, payload)
             _write(self._manifest_path(path), _as_text(manifest).encode())
@@ -217,11 +225,6 @@ class Store:
             known = self.stored()
             older = f"the last checkpoint is {known[-1].path}" if known else "there is no earlier checkpoint"
             raise CheckpointError(f"could not write {path}: {error.strerror or error}; {older}") from None
-        self._clean()
-        self._saved_at = time.monotonic()
-        self._cost = self._saved_at - begun
-        self.seconds += self._cost
-        return path
 
     def _next_serial(self) -> int:
         known = [] if self.untouched() else self.folder.glob("[0-9]*-*")
