@@ -419,6 +419,7 @@ ELSEWHERE = {
     "data_path": "a place; test_main.py",
     "skip_corrupt": "test_datasets.py",
     "global_memory": "the opposite of distributed_memory; test_options.py",
+    "branch": "another run to begin from; test_branch.py",
     "options": "the files themselves; test_options.py",
     "name": "a place; test_main.py",
     "log_category": "a place; test_main.py",

@@ -78,7 +78,7 @@ def first_steps(options: Options, newest: Kept, nb_steps: int, device: torch.dev
         return Finding(what, UNKNOWN, "none were computed again")
     with aside() as folder:
         place = Place(folder / "logs", folder / "checkpoints")
-        options = replace(options, eval_every=None)
+        options = replace(options, eval_every=None, branch="")
         distributed.on_main(partial(folders.prepare_inside, options, place))
         stop = Enough(nb_steps)
         with opening.to_train(options, place, Here(device, stop)) as (run, exp, _):

@@ -30,6 +30,7 @@ Say = Callable[[str], None]
 DIGESTS = {"training_digest": "training", "test_digest": "test"}
 OF_THE_DATA = {"classes", "normalisation", *DIGESTS}  # keys of an identity that the first runs did not write down
 
+ORIGIN = "branched_from"  # in the identity of a branch
 EARLIER = "earlier"  # in a manifest: the SHA-256 of the other checkpoints that were there
 
 _LOCKS: weakref.WeakSet[IO] = weakref.WeakSet()  # held by this process

@@ -24,8 +24,8 @@ from continual.methods import Method, Moment, method_of
 from continual.options import Options, outside
 from continual.randomness import seed_of
 from continual.rehearsal import Memory
-from continual.runs import evidence, plan, predictions
-from continual.runs.checkpoint import Store, as_identity
+from continual.runs import evidence, folders, plan, predictions
+from continual.runs.checkpoint import ORIGIN, Store, as_identity
 from continual.runs.folders import Place
 from continual.runs.ledger import SAVING
 from continual.runs.run import PREDICTIONS, Run
@@ -157,16 +157,19 @@ class Experiment:
         )
 
     @cached_property
-    def _of_data(self) -> dict[str, Any]:
+    def of_data(self) -> dict[str, Any]:
+        """What must be the same of the data."""
         return identity.of_data(self.benchmark)
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be of this run: options, replicas, registered names, and the data."""
+        """What must be the same for a checkpoint to be of this run: options, replicas, registered names, data, and origin."""
+        origin, _ = folders.origin(self.place)
         return {
             **as_identity(self.options),
             "registered": outside(self.options),
             "replicas": self.replicas,
-            **self._of_data,
+            **self.of_data,
+            **({ORIGIN: origin} if origin else {}),
         }
 
     def save(self, run: Run, task: Task, *, finished: bool = False) -> None:
@@ -209,7 +212,7 @@ class Experiment:
             labels=samples.y[places].astype(np.int32),
             places=places.astype(np.int32),
             sizes=np.array([each.nb_new for each in self.tasks[: task.index + 1]], dtype=np.int32),
-            digest=self._of_data["test_digest"],
+            digest=self.of_data["test_digest"],
         )
 
     def keep_predictions(self, run: Run, task: Task, kept: Sequence[Tensor]) -> None:

@@ -9,7 +9,7 @@ from continual.errors import CheckpointError
 from continual.jobs import distributed
 from continual.options import Options, resumed
 from continual.randomness import seeded
-from continual.runs import evidence, folders, predictions
+from continual.runs import branching, evidence, folders, predictions
 from continual.runs.checkpoint import Store, differences, refuse_another
 from continual.runs.experiment import Experiment, Here, prepare
 from continual.runs.folders import Place
@@ -51,7 +51,7 @@ def to_look_at(options: Options, place: Place, here: Here) -> Iterator[tuple[Run
     with naming_workers(distributed.workers_of_this_process(options.data.num_workers)):
         run, exp = _made(options, place, None, here, report)
         report.say(greeting(exp, run.memory))
-        state, manifest = distributed.on_main(partial(_load, Store(place.checkpoints), options, report))
+        state, manifest = distributed.on_main(partial(_load, Store(place.checkpoints), options, report, place))
         if state is None:
             raise CheckpointError(f"{place.checkpoints}: there is no checkpoint yet to evaluate")
         _take_over(run, exp, state, manifest)
@@ -59,15 +59,32 @@ def to_look_at(options: Options, place: Place, here: Here) -> Iterator[tuple[Run
 
 
 def begin(run: Run, exp: Experiment) -> None:
-    """A new model, without tasks yet, and its checkpoint."""
+    """A new model, without tasks yet, or the one to branch from; and its checkpoint."""
+    if exp.options.run.branch:
+        _branch(run, exp)
+        return
     with seeded(*exp.key("model")):
         run.model = run.method.build().to(run.device)
     run.move(stage=run.first_step(exp.tasks[0]))
     run.made_with = [_made_with(run)]
     distributed.on_main(partial(folders.keep_classes, exp.place, exp.benchmark.classes()))
+    _keep_images(run, exp)
+    exp.save(run, exp.tasks[0])
+
+
+def _branch(run: Run, exp: Experiment) -> None:
+    """All that the other run was at the end of that task, under this run's name."""
+    manifest, changed = branching.begin(run, exp)
+    _check_classes(run, exp.benchmark.tasks)
+    _take_over_evidence(run, manifest, changed)
+    distributed.on_main(partial(folders.keep_classes, exp.place, exp.benchmark.classes()))
+    _keep_images(run, exp)
+    exp.save(run, exp.tasks[run.position.task - 1], finished=True)
+
+
+def _keep_images(run: Run, exp: Experiment) -> None:
     seed = exp.options.run.seed
     run.images = distributed.on_main(partial(evidence.keep_images, exp.place.checkpoints, exp.benchmark, seed))
-    exp.save(run, exp.tasks[0])
 
 
 def resume(run: Run, exp: Experiment) -> None:
@@ -79,7 +96,7 @@ def resume(run: Run, exp: Experiment) -> None:
     """
     options, tasks = exp.options.run, exp.benchmark.tasks
     _, file = resumed(options.resume)
-    state, manifest = distributed.on_main(partial(_load, exp.store, exp.options, run.report))
+    state, manifest = distributed.on_main(partial(_load, exp.store, exp.options, run.report, exp.place))
     if state is None:
         run.report.say("this run ended before its first checkpoint: it begins from the start")
         begin(run, exp)
@@ -133,11 +150,11 @@ def _made(options: Options, place: Place, store: Store | None, here: Here, repor
     return run, exp
 
 
-def _load(store: Store, options: Options, report: Report) -> tuple[dict, dict] | tuple[None, None]:
+def _load(store: Store, options: Options, report: Report, place: Place) -> tuple[dict, dict] | tuple[None, None]:
     """State and manifest of the checkpoint to go on from; None of both if the run ended before its first."""
     _, file = resumed(options.run.resume)
     found = store.load(start_task=options.run.start_task, file=file, say=report.say)
-    if found == (None, None) and report.begun:
+    if found == (None, None) and report.nb_bytes > folders.origin(place)[1]:  # more than a branch begins with
         raise CheckpointError(f"{store.folder}: no checkpoint is left")
     return found
 

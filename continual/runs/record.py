@@ -258,9 +258,9 @@ class Report:
             self.say(f"warning: the status {word!r} could not be written: {error}")
 
     @property
-    def begun(self) -> bool:
-        """Whether an evaluation was ever written to the folder."""
-        return self.folder is not None and self._nb_bytes > 0
+    def nb_bytes(self) -> int:
+        """Of the evaluations that were written to the folder."""
+        return 0 if self.folder is None else self._nb_bytes
 
     def digest(self) -> str:
         """SHA-256 of the evaluations written so far; empty without a folder."""

@@ -9,8 +9,8 @@ from typing import Any
 from continual.errors import CheckpointError, OptionsError
 from continual.files import write_json
 from continual.jobs import distributed
-from continual.options import STORED, Options, parse, replace, to_yaml
-from continual.runs import folders
+from continual.options import STORED, Options, branch_inside, parse, replace, to_yaml
+from continual.runs import branching, folders
 from continual.runs.checkpoint import as_identity, refuse_another
 from continual.runs.folders import Place
 from continual.runs.record import read_summary
@@ -35,6 +35,9 @@ class Series:
     """
 
     def __init__(self, options: Options):
+        if options.run.branch and not options.run.resume:
+            runs = of_series(options) or {"": options}
+            distributed.on_main(partial(branching.check, [each.run.branch for each in runs.values()]))
         self.options, self.place = distributed.on_main(lambda: folders.prepare(options))
         self.runs = of_series(self.options)
         self.figures: dict[str, Any] | None = None
@@ -93,13 +96,13 @@ def of_series(options: Options) -> dict[str, Options]:
     orders, seeds = options.data.class_orders(), options.run.seeds or (options.run.seed,)
     if len(orders) == 1 and not options.run.seeds:
         return {}
-    return {
-        f"order-{number}-seed-{seed}" if len(orders) > 1 else f"seed-{seed}": replace(
-            options, class_order=order, seed=seed, seeds=()
-        )
-        for number, order in enumerate(orders, start=1)
-        for seed in seeds
-    }
+    runs = {}
+    for number, order in enumerate(orders, start=1):
+        for seed in seeds:
+            label = f"order-{number}-seed-{seed}" if len(orders) > 1 else f"seed-{seed}"
+            branch = branch_inside(options.run.branch, label)
+            runs[label] = replace(options, class_order=order, seed=seed, seeds=(), branch=branch)
+    return runs
 
 
 def _summary(logs: Path, options: Options) -> dict | None:
