@@ -26,7 +26,8 @@ from continual.runs.experiment import Experiment, Here
 from continual.runs.greeting import budget
 from continual.runs.ledger import EVALUATION, EXEMPLARS
 from continual.runs.run import Run
-from continual.runs.series import Part, Series
+from continual.runs.series import Part
+from continual.runs.sweep import series_of
 from continual.tasks import Phase, Remembering, Task
 from continual.training import evaluation
 
@@ -36,9 +37,10 @@ def main(options: Options) -> int:
     with Job() as job:
         here = Here(job.join(options), job.stop)
         if not job.ended_before:
-            series = Series(options)
+            series = series_of(options, job.stop)
             for part in series.to_evaluate() if options.run.eval else series.to_train():
-                part.summary = evaluate_only(part, here) if options.run.eval else train(part, here)
+                with part:
+                    part.summary = evaluate_only(part, here) if options.run.eval else train(part, here)
     return job.exit_code
 
 

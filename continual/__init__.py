@@ -61,14 +61,15 @@ def train(options: Options | Mapping[str, Any]) -> dict[str, Any]:
     """
     from continual.jobs import distributed, watch
     from continual.runs.experiment import Here
-    from continual.runs.series import Series
+    from continual.runs.sweep import series_of
 
     options = configure(**options) if isinstance(options, Mapping) else options
     experiment = story()
     device = distributed.start(options.run.device, timeout=options.run.process_timeout)
-    series, here = Series(options), Here(device, watch.Never())
+    series, here = series_of(options, watch.Never()), Here(device, watch.Never())
     for part in series.to_train():
-        part.summary = experiment.train(part, here)
+        with part:
+            part.summary = experiment.train(part, here)
     distributed.stop()
     return series.figures
 

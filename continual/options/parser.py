@@ -22,7 +22,7 @@ import yaml
 
 from continual.errors import CheckpointError, OptionsError, Refused, plain
 from continual.files import replacing
-from continual.options import own
+from continual.options import own, sweeping
 from continual.options.schema import (
     FIELDS,
     FOLLOWS,
@@ -72,7 +72,10 @@ def parse(argv: Sequence[str]) -> Options:
     branch, where = {key: value for layer in given for key, value in layer.items()}.get("branch", ("", ""))
     if branch and not resume:
         return _branch(branched(branch)[0], where, given)
-    return _build(*stored, *given)
+    options = _build(*stored, *given)
+    if options.run.sweep:
+        sweeping.points(options, replace)  # all of them must do
+    return options
 
 
 def _branch(folder: str, where: str, given: Sequence[Layer]) -> Options:

@@ -467,6 +467,12 @@ class RunOptions(Section):
     device: str = option("auto", "auto (cuda if there is one, else cpu), cpu, cuda or cuda:N")
     seed: int = option(0, "seed of every random draw", NOT_NEGATIVE)
     seeds: tuple[int, ...] = option((), "one run per seed; results as mean and standard deviation", NOT_NEGATIVE)
+    sweep: tuple[str, ...] = option(
+        (), "key=a,b,c ...: one run for every combination, or of draws from them and from ranges a..b, on held-out images"
+    )
+    sweep_draws: int | None = option(None, "with sweep: so many points, drawn; none: all of a grid", COUNT)
+    sweep_tasks: int = option(3, "with sweep: tasks that are learned", COUNT)
+    sweep_prune: bool = option(False, "with sweep: after each task only the better half goes on")
     resume: str = option(
         "", "folder to continue from, exactly, or one checkpoint in it, FILE.pt; its stored options come below --options"
     )
@@ -504,6 +510,9 @@ class RunOptions(Section):
         require(last, "start_task, max_task", f"task {self.start_task} (counted from 0) comes after the last")
         for key in ("start_task", "eval", "resume_anyway"):
             require(bool(self.resume) or not getattr(self, key), f"{key}, resume", f"{key} needs resume: DIR")
+        for key in ("sweep_draws", "sweep_prune"):
+            require(bool(self.sweep) or not getattr(self, key), f"{key}, sweep", f"{key} needs sweep: key=value,value,...")
+        require(not (self.sweep and self.branch), "sweep, branch", "a sweep learns the first tasks, and a branch the last ones")
         folder, task = branched(self.branch)
         reason = f"{shown(self.branch)} is not RUN@TASK: a folder of a run, and a task counted from 0"
         require(not self.branch or (folder != "" and task >= 0), "branch", reason)
@@ -629,6 +638,7 @@ PER_CALL = frozenset({"options", "resume", "resume_anyway", "start_task", "eval"
 MAY_DIFFER = PER_CALL | {
     *("eval_batch_size", "num_workers", "pin_mem", "data_path", "device", "replicas_at_once", "max_task"),
     *("name", "output_basedir", "log_path", "log_category", "branch", "eval_every", "dist_eval", "process_timeout"),
+    *("sweep", "sweep_draws", "sweep_tasks", "sweep_prune"),
     *("save_every_epoch", "save_every_minutes", "keep_checkpoints", "keep_task_checkpoints", "keep_predictions"),
 }  # what a resumed run may change without becoming another experiment
 

@@ -162,7 +162,9 @@ def read_all(paths: list[str] | list[Path]) -> list[Past]:
 
 def _parts(folder: Path) -> list[str]:
     """The runs of a series that have begun, by name; empty for a single run."""
-    parts = [path.parent.name for path in folder.glob("*/run.json") if path.parent.name.startswith(("seed-", "order-"))]
+    parts = [
+        path.parent.name for path in folder.glob("*/run.json") if path.parent.name.startswith(("seed-", "order-", "point-"))
+    ]
     return sorted(parts, key=lambda name: [int(word) if word.isdecimal() else word for word in name.split("-")])
 
 

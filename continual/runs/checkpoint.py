@@ -42,6 +42,11 @@ def _let_go() -> None:
         lock.close()
 
 
+def own_lock(file: IO) -> None:
+    """Have a lock end with this process, whatever children it has."""
+    _LOCKS.add(file)
+
+
 os.register_at_fork(after_in_child=_let_go)
 
 
@@ -154,7 +159,7 @@ class Store:
         """
         try:
             self._lock = open(self.folder / "lock", "a")  # noqa: SIM115 - held as long as the process lives
-            _LOCKS.add(self._lock)
+            own_lock(self._lock)
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be written: {error.strerror}") from None
         try:
