@@ -3,10 +3,11 @@
 import json
 import math
 import re
+import shlex
 import signal
 
 import pytest
-from jobs import ROOT, TINY, Job, finish, run
+from jobs import ROOT, TIMEOUT, TINY, Job, bash, run
 
 from continual.errors import OptionsError
 from continual.options import parse, replace, sweeping
@@ -224,12 +225,17 @@ def test_a_claim_is_of_one(tmp_path):
     assert not standing(Place(tmp_path / "a", tmp_path / "b")).done(1)
 
 
-def test_the_array_of_the_readme_is_there():
-    text = (ROOT / "README.md").read_text()
-    assert "#SBATCH --array" in text and "--sweep " in text
-
-
-def test_a_sweep_by_train(tmp_path):
-    """From Python, too."""
-    finish([*TINY, "--sweep", "lr=1e-3", "--sweep-tasks", "1", *folders(tmp_path)], tmp_path)
-    assert len(table(tmp_path)["points"]) == 1
+def test_the_array_of_the_readme(tmp_path):
+    """Two elements of it at once; the second waits for the first to begin the sweep."""
+    (script,) = re.findall(r"```bash\n(#!/usr/bin/env bash\n# Eight.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    words = shlex.join([*TINY, "--sweep", "lr=1e-4,1e-2", "--sweep-tasks", "1"])
+    script = re.sub(r"--options options/data.*?--name sweep", lambda _: f"{words} --name sweep", script, flags=re.DOTALL)
+    script = script.replace("train.sh 0 ", "train.sh cpu ").replace("sleep 10", "sleep 1")
+    common = {"HOME": str(tmp_path), "SLURM_ARRAY_JOB_ID": "7", "MAIN": str(ROOT / "tests/faults.py")}
+    jobs = []
+    for number in "10":
+        (tmp_path / number).mkdir()
+        jobs.append(bash(["-c", script], tmp_path / number, SLURM_ARRAY_TASK_ID=number, **common))
+    assert [job.wait(TIMEOUT) for job in jobs] == [0, 0], "".join((tmp_path / n / "output").read_text() for n in "10")
+    (path,) = tmp_path.glob("runs/sweep-7/logs/**/sweep.json")
+    assert len(json.loads(path.read_text())["points"]) == 2
