@@ -37,7 +37,7 @@ def main() -> None:
     from continual.options import parse_or_exit
 
     options = parse_or_exit()
-    sys.exit(_story().main(options))
+    sys.exit(story().main(options))
 
 
 def configure(*files: str | Path, **changes: Any) -> Options:
@@ -61,14 +61,15 @@ def train(options: Options | Mapping[str, Any]) -> dict[str, Any]:
     """
     from continual.jobs import distributed, watch
     from continual.runs.experiment import Here
-    from continual.runs.series import Series
+    from continual.runs.sweep import series_of
 
     options = configure(**options) if isinstance(options, Mapping) else options
-    story = _story()
+    experiment = story()
     device = distributed.start(options.run.device, timeout=options.run.process_timeout)
-    series, here = Series(options), Here(device, watch.Never())
+    series, here = series_of(options, watch.Never()), Here(device, watch.Never())
     for part in series.to_train():
-        part.summary = story.train(part, here)
+        with part:
+            part.summary = experiment.train(part, here)
     distributed.stop()
     return series.figures
 
@@ -155,8 +156,8 @@ def register_metric(name: str, metric: Callable[..., float]) -> None:
     METRICS.add(name, metric)
 
 
-def _story() -> Any:
-    """main.py as a module, whatever else is called main."""
+def story() -> Any:
+    """main.py as a module, whatever else is called main: the experiment, for who runs a part of it."""
     spec = importlib.util.spec_from_file_location("continual_main", MAIN)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

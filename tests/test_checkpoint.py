@@ -204,7 +204,7 @@ def test_sealed_manifests_of_strangers(store):
     save(store, 1)
     path = save(store, 2).with_suffix(".json")
     manifest = json.loads(path.read_text()) | {"serial": "high"}
-    manifest["seal"] = checkpoint._seal(manifest)
+    manifest["seal"] = checkpoint.seal(manifest)
     path.write_text(checkpoint._as_text(manifest))
     number, _, heard = loaded(store)
     assert number == 1 and "it has no serial" in heard[0]

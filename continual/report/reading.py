@@ -16,7 +16,7 @@ from continual.errors import CheckpointError, Refused
 from continual.files import UNREADABLE
 from continual.options import MAY_DIFFER, STORED, Options, flat, method_of
 from continual.runs import folders, predictions
-from continual.runs.checkpoint import Store, Stored
+from continual.runs.checkpoint import ORIGIN, Store, Stored
 from continual.runs.folders import CLASSES
 from continual.runs.predictions import Predictions
 from continual.runs.record import EVALUATIONS, STATUS, SUMMARY
@@ -135,7 +135,8 @@ class Past:
     def experiment(self) -> tuple:
         """Equal for runs that differ in seed and class order alone."""
         apart = {*MAY_DIFFER, "seed", "seeds", "class_order"}
-        return tuple(sorted((key, repr(value)) for key, value in self.options.items() if key not in apart))
+        begun = repr(self.identity.get(ORIGIN, {}).get("changed", {}))  # a branch was another experiment up to there
+        return (*sorted((key, repr(value)) for key, value in self.options.items() if key not in apart), begun)
 
 
 def read(path: str | Path) -> list[Past]:
@@ -161,7 +162,9 @@ def read_all(paths: list[str] | list[Path]) -> list[Past]:
 
 def _parts(folder: Path) -> list[str]:
     """The runs of a series that have begun, by name; empty for a single run."""
-    parts = [path.parent.name for path in folder.glob("*/run.json") if path.parent.name.startswith(("seed-", "order-"))]
+    parts = [
+        path.parent.name for path in folder.glob("*/run.json") if path.parent.name.startswith(("seed-", "order-", "point-"))
+    ]
     return sorted(parts, key=lambda name: [int(word) if word.isdecimal() else word for word in name.split("-")])
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from continual.errors import CheckpointError
 from continual.files import UNREADABLE, absolute, write_json
@@ -16,6 +17,7 @@ from continual.options import STORED, Options, dump, replace, resumed
 
 PLACE = "run.json"
 CLASSES = "classes.json"
+BRANCH = "branch.json"  # in the checkpoint folder: where a branch is from
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ def prepare(options: Options) -> tuple[Options, Place]:
     A job that torchrun starts again goes on with the run it began, so the options may come back changed.
     Raises CheckpointError if a folder cannot be made, or if there is nothing to resume.
     """
-    options = replace(options, data_path=absolute(options.data.data_path))  # wherever it is resumed
+    places = {"data_path": absolute(options.data.data_path), "branch": absolute(options.run.branch)}
+    options = replace(options, **places)  # wherever it is resumed
     begun = distributed.kept("run")
     if begun is not None:
         if distributed.kept("went back") or not os.path.exists(options.run.resume):
@@ -102,6 +105,26 @@ def prepare_inside(options: Options, place: Place) -> Options:
         return replace(options, resume=str(place.checkpoints), start_task=0)
     _furnish(place, options)
     return replace(options, resume="", start_task=0, resume_anyway=False)
+
+
+def inside_series(folder: Path) -> bool:
+    """Whether a run's folder lies in that of a series."""
+    return (folder.parent / PLACE).exists()
+
+
+def origin(place: Place) -> tuple[dict[str, Any] | None, int]:
+    """Where a run branched from, None if it did not; and the bytes of evaluations that it began with.
+
+    Raises CheckpointError if that was written down and cannot be read.
+    """
+    path = place.checkpoints / BRANCH
+    if not path.exists():
+        return None, 0
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return dict(content["origin"]), int(content["nb_bytes"])
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from None
 
 
 def _furnish(place: Place, options: Options) -> None:

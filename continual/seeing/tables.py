@@ -38,7 +38,7 @@ def summarise(summaries: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, An
     names = [name + suffix for suffix in KINDS.values() for name in FIGURES]
     names += ["acc5", "mean_acc5", "n_parameters", "n_exemplars", "time"]
     names += [name + suffix for suffix in KINDS.values() for name in own]
-    series = {name: _spread([summary[name] for summary in summaries]) for name in names}
+    series = {name: spread([summary[name] for summary in summaries]) for name in names}
     rows = [[words, *(_mean_std(series[name + suffix]) for suffix in KINDS.values())] for name, words in FIGURES.items()]
     rows += [[name, *(_mean_std(series[name + suffix], ".4g") for suffix in KINDS.values())] for name in own]
     nb_runs = len(summaries)
@@ -148,7 +148,8 @@ def _blocks(rows: Mapping[str, Sequence[float]]) -> str:
     return "\n\n".join(tables)
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation (None of one value), and the values."""
     std = round(stdev(values), 4) if len(values) > 1 else None
     return {"mean": round(fmean(values), 4), "std": std, "values": list(values)}
 
