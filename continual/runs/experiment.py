@@ -4,7 +4,7 @@ Made once by `prepare`; and here, too, the moments at which a Run is saved and s
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -186,16 +186,19 @@ class Experiment:
                 beside={PREDICTIONS: run.predictions},
             )
 
-    def keep_predictions(self, run: Run, task: Task, kept: Sequence[Tensor]) -> None:
-        """Write down what was answered on the test images (see `evaluation.evaluate`); all processes call it together."""
+    def answered(self, task: Task, kept: Sequence[Tensor]) -> predictions.Predictions | None:
+        """What was answered on the test images (see `evaluation.evaluate`), on the main process; None on the others.
+
+        All processes call it together. The scores are float32.
+        """
         samples, size = self.benchmark.test_samples, self.options.data.eval_batch_size
         places = np.flatnonzero(samples.t <= task.index)
         rows = evaluation.in_order(kept, len(places), size, spread=self.options.run.dist_eval)
         if rows is None:
-            return
+            return None
         answers, known = rows[:, :2].astype(np.int32).T
-        found = predictions.Predictions(
-            logits=predictions.packed(rows[:, 2:]),
+        return predictions.Predictions(
+            logits=rows[:, 2:],
             answers=answers,
             answers_known=known,
             labels=samples.y[places].astype(np.int32),
@@ -203,8 +206,14 @@ class Experiment:
             sizes=np.array([each.nb_new for each in self.tasks[: task.index + 1]], dtype=np.int32),
             digest=self._of_data["test_digest"],
         )
+
+    def keep_predictions(self, run: Run, task: Task, kept: Sequence[Tensor]) -> None:
+        """Write down what was answered on the test images; all processes call it together."""
+        found = self.answered(task, kept)
+        if found is None:
+            return
         with run.ledger.part(SAVING):
-            digest = predictions.write(self.place.logs, task.index, found)
+            digest = predictions.write(self.place.logs, task.index, replace(found, logits=predictions.packed(found.logits)))
         run.predictions[predictions.path_of(self.place.logs, task.index).name] = digest
 
     def save_if_due(self, run: Run, task: Task, *, epoch_done: bool = False) -> None:
