@@ -268,9 +268,14 @@ def benchmark_of(options: Options) -> Benchmark:
 
     Of several processes, which call it together, one downloads while the others wait.
     """
+    benchmark = distributed.main_first(lambda first: data_of(options, download=first))
+    return normalised(benchmark, options.data, input_size=options.model.input_size)
+
+
+def data_of(options: Options, *, download: bool) -> Benchmark:
+    """The same, normalised by what its source says, and not by the options."""
     data = options.data
-    find = partial(
-        load,
+    return load(
         data_set=data.data_set,
         data_path=data.data_path,
         initial_increment=data.initial_increment,
@@ -279,9 +284,8 @@ def benchmark_of(options: Options) -> Benchmark:
         validation=data.validation,
         seed=options.run.seed,
         skip_corrupt=data.skip_corrupt,
+        download=download,
     )
-    benchmark = distributed.main_first(lambda first: find(download=first))
-    return normalised(benchmark, data, input_size=options.model.input_size)
 
 
 def images_of(options: Options, benchmark: Benchmark, device: torch.device = CPU) -> Callable[..., Images | InMemory]:

@@ -85,7 +85,7 @@ def load(path: Path, *, task: int | None = None, say: Callable[[str], None] = la
         of = "this folder is that of a series of which no run has begun" if of_series(options) else "there is no checkpoint yet"
         raise CheckpointError(f"{checkpoints}: {of}")
     try:
-        return _trained(options, state, manifest)
+        return trained_from(options, state, manifest)
     except UNREADABLE as error:
         raise CheckpointError(f"{checkpoints}: the checkpoint does not hold a run ({one_line(error)[:300]})") from error
 
@@ -107,7 +107,8 @@ def checkpoints_of(folder: Path) -> Path:
     return partner if side == "logs" else folder
 
 
-def _trained(options: Options, state: dict[str, Any], manifest: dict[str, Any]) -> Trained:
+def trained_from(options: Options, state: dict[str, Any], manifest: dict[str, Any]) -> Trained:
+    """What a checkpoint holds. Without "memory" in its state that is empty. Raises CheckpointError, KeyError, TypeError."""
     identity = manifest["identity"]
     sizes, replicas = identity["classes_per_task"], identity["replicas"]
     tasks = tuple(Task(index, sum(sizes[:index]), size) for index, size in enumerate(sizes))
@@ -115,7 +116,8 @@ def _trained(options: Options, state: dict[str, Any], manifest: dict[str, Any]) 
     model = restored(method, state["model"]).eval()
     method.load_state_dict(state.get("method", {}))
     memory = Memory.of(options.rehearsal, sum(sizes), replicas)
-    memory.load_state_dict(state["memory"])
+    if "memory" in state:
+        memory.load_state_dict(state["memory"])
     nb_known = sum(model.classes)
     names = [str(row["name"]) for row in state.get("classes", [])] or list(map(str, identity["class_order"]))
     return Trained(
