@@ -21,7 +21,7 @@ from continual import rehearsal
 from continual.jobs import distributed
 from continual.jobs.launch import Job
 from continual.randomness import seed_of, seeded
-from continual.runs import opening
+from continual.runs import looking, opening
 from continual.runs.experiment import Experiment, Here
 from continual.runs.greeting import budget
 from continual.runs.ledger import EVALUATION, EXEMPLARS
@@ -171,9 +171,10 @@ def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> N
 
 
 def evaluate_only(part: Part, here: Here) -> dict[str, Any]:
-    """Score a run as it stands, and show it; nothing is trained or written."""
+    """Score a run as it stands, and show it, by task and by class; nothing is trained, and nothing of the run written."""
     with opening.to_look_at(part.options, part.place, here) as (run, exp, task):
-        return run.report.show(scores(run, exp, task), task=task)
+        found = scores(run, exp, task, kept := [])
+        return looking.show(run.report, found, exp.answered(task, kept), exp, task)
 
 
 def scores(run: Run, exp: Experiment, task: Task, kept: list | None = None) -> evaluation.Scores:

@@ -4,6 +4,7 @@
     options = continual.configure("options/data/digits_2-2.yaml", "options/model/digits_dytox.yaml", seed=1)
     summary = continual.train(options)
     trained = continual.load("logs/digits/...")
+    trained.predict(["image.png"])
     continual.register_method("lwf", LwF); continual.main()      # in a script that takes the place of main.py
 
 Importing it is quick, and neither it nor building a model touches signals, process groups or folders.
@@ -77,12 +78,23 @@ def train(options: Options | Mapping[str, Any]) -> dict[str, Any]:
 def load(folder: str | Path, *, task: int | None = None) -> Trained:
     """Load what a run has learned, from its log or checkpoint folder: `model, memory, options, classes = load(folder)`.
 
-    task: as it was at the end of this task (from 0), if that checkpoint was kept; default: the newest. Nothing is written.
+    What it gives also has `predict` and `preprocess`; see `Trained`. task: as it was at the end of this task (from 0), if that
+    checkpoint was kept; default: the newest. Nothing is written.
     Raises CheckpointError.
     """
     from continual.runs.loading import load as load_run
 
     return load_run(Path(folder), task=task)
+
+
+def load_exported(folder: str | Path) -> Trained:
+    """The model of a folder that `python -m continual.export` made, as `load` gives it; its memory is empty.
+
+    Raises CheckpointError.
+    """
+    from continual.runs.bundle import read
+
+    return read(Path(folder))
 
 
 def benchmark(options: Options) -> Benchmark:

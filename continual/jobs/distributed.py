@@ -30,10 +30,10 @@ def start(device: str, *, timeout: float = 1800.0, deterministic: bool = True) -
     Raises OptionsError if CUDA is asked for and absent, or the environment is no address.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return _device(device, deterministic)
+        return device_of(device, deterministic)
     patience = timedelta(seconds=timeout)
     store, own_rank, size = _meet(patience)
-    chosen = _device(device, deterministic)  # now that whoever has none can tell the others
+    chosen = device_of(device, deterministic)  # now that whoever has none can tell the others
     with collective():
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=patience)
@@ -54,7 +54,8 @@ def _meet(patience: timedelta) -> tuple[dist.Store, int, int]:
     return store, own_rank, size
 
 
-def _device(name: str, deterministic: bool) -> torch.device:
+def device_of(name: str, deterministic: bool = True) -> torch.device:
+    """The device that the option `device` names. Raises OptionsError if CUDA is asked for and absent."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = torch.device(name)

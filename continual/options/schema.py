@@ -496,6 +496,7 @@ class RunOptions(Section):
         "", "Weights & Biases: log to this project (or entity/project), too, as WANDB_MODE and wandb login say; empty: do not"
     )
     eval: bool = option(False, "with resume: evaluate only")
+    predictions: str = option("", "with eval: write what is answered on every test image to this file, as CSV")
     eval_every: int | None = option(50, "epochs between evaluations; none: after each task only", COUNT)
     process_timeout: float = option(
         1800.0, "seconds without an answer from another process before the job ends", within=TIMEOUT
@@ -514,7 +515,7 @@ class RunOptions(Section):
         require(len(set(self.seeds)) == len(self.seeds), "seeds", f"a seed stands twice in {list(self.seeds)}")
         reason = f"{shown(self.wandb)} is no project, nor entity/project"
         require(not self.wandb or WANDB_PROJECT.fullmatch(self.wandb) is not None, "wandb", reason)
-        last = self.max_task is None or self.start_task < self.max_task
+        last = self.max_task is None or self.start_task < self.max_task + self.eval  # the end of the last can be evaluated
         require(last, "start_task, max_task", f"task {self.start_task} (counted from 0) comes after the last")
         for key in ("start_task", "eval", "resume_anyway"):
             require(bool(self.resume) or not getattr(self, key), f"{key}, resume", f"{key} needs resume: DIR")
@@ -526,6 +527,7 @@ class RunOptions(Section):
         require(not self.branch or (folder != "" and task >= 0), "branch", reason)
         reason = f"a branch from the end of task {task} has nothing to learn in {self.max_task} task(s)"
         require(not self.branch or self.max_task is None or task + 1 < self.max_task, "branch, max_task", reason)
+        require(self.eval or not self.predictions, "predictions, eval", "they are written by an evaluation alone")
         reason = "a checkpoint says by itself where to go on; give its folder, or leave start_task out"
         require(not (self.start_task and resumed(self.resume)[1]), "start_task, resume", reason)
 
@@ -642,7 +644,9 @@ FOLLOWS: dict[str, tuple[str, Callable[[Any], Any]]] = {  # a key -> another tha
     "amp": ("no_amp", lambda value: value == "off"),
 }
 
-PER_CALL = frozenset({"options", "resume", "resume_anyway", "start_task", "eval"})  # of one call, not of the experiment
+PER_CALL = frozenset(
+    {"options", "resume", "resume_anyway", "start_task", "eval", "predictions"}
+)  # of one call, not of the experiment
 MAY_DIFFER = PER_CALL | {
     *("eval_batch_size", "num_workers", "pin_mem", "data_path", "device", "replicas_at_once", "max_task"),
     *("name", "output_basedir", "log_path", "log_category", "branch", "eval_every", "dist_eval", "process_timeout"),
@@ -651,7 +655,7 @@ MAY_DIFFER = PER_CALL | {
     *("tensorboard", "wandb"),
 }  # what a resumed run may change without becoming another experiment
 
-PATHS = frozenset({"options", "data_path", "output_basedir", "log_path", "resume", "branch"})
+PATHS = frozenset({"options", "data_path", "output_basedir", "log_path", "resume", "branch", "predictions"})
 IGNORED = "local_rank"  # on the command line: old launchers pass it, while this one reads the environment
 STORED = "options.yaml"  # of a folder to resume from
 

@@ -146,7 +146,7 @@ def read(path: str | Path) -> list[Past]:
     """
     side, folder, partner = folders.find(Path(path))
     logs, checkpoints = (folder, partner) if side == "logs" else (partner, folder)
-    inside = _parts(folder)
+    inside = folders.runs_inside(folder)
     if not inside:
         return [_read(logs, checkpoints, folder.name)]
     return [
@@ -158,14 +158,6 @@ def read_all(paths: list[str] | list[Path]) -> list[Past]:
     """The runs of several folders, each once. Raises CheckpointError."""
     found = {past.folder: past for path in paths for past in read(path)}
     return list(found.values())
-
-
-def _parts(folder: Path) -> list[str]:
-    """The runs of a series that have begun, by name; empty for a single run."""
-    parts = [
-        path.parent.name for path in folder.glob("*/run.json") if path.parent.name.startswith(("seed-", "order-", "point-"))
-    ]
-    return sorted(parts, key=lambda name: [int(word) if word.isdecimal() else word for word in name.split("-")])
 
 
 def _read(logs: Path | None, checkpoints: Path | None, label: str, series: Path | None = None) -> Past:

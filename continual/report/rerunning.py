@@ -5,6 +5,7 @@ and, for the steps, the number of processes), the same bits must come out; in an
 """
 
 import contextlib
+import dataclasses
 import io
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -146,6 +147,8 @@ def last_evaluation(past: Past, options: Options, kept: Sequence[Kept], device: 
     ):
         scores = continual.story().scores(run, exp, task, rows)
         found = exp.answered(task, rows)
+    if found is not None:
+        found = dataclasses.replace(found, logits=predictions.packed(found.logits))
     then = run.report.state_dict()["scores"][-1]
     made_with = end.manifest.get(evidence.MADE_WITH, [])
     now = evidence.environment(device)

@@ -295,6 +295,7 @@ class Store:
         if not start_task and self.untouched():
             return None, None
         candidates = self.stored(say)
+        ends = sorted({c.manifest["task"] for c in candidates if c.finished_task})
         if start_task:
             candidates = [c for c in candidates if c.finished_task and c.manifest["task"] == start_task - 1]
         for candidate in reversed(candidates):
@@ -306,7 +307,10 @@ class Store:
                 continue
             self.seconds = candidate.manifest["seconds_saving"]
             return state, candidate.manifest
-        wanted = f"of the end of task {start_task - 1} (--start-task {start_task})" if start_task else "to resume from"
+        wanted = "to resume from"
+        if start_task:
+            kept = f"; kept are the ends of tasks {', '.join(map(str, ends))}" if ends else ""
+            wanted = f"of the end of task {start_task - 1} (--start-task {start_task}){kept}"
         raise CheckpointError(f"{self.folder}: no valid checkpoint {wanted}")
 
     def _load_file(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

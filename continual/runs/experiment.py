@@ -4,7 +4,7 @@ Made once by `prepare`; and here, too, the moments at which a Run is saved and s
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -199,7 +199,10 @@ class Experiment:
             evidence.witness(self.place.logs, path)
 
     def answered(self, task: Task, kept: Sequence[Tensor]) -> predictions.Predictions | None:
-        """What was answered on the test images (see `evaluation.evaluate`), on the main process; all call it together."""
+        """What was answered on the test images (see `evaluation.evaluate`), on the main process; None on the others.
+
+        All processes call it together. The scores are float32.
+        """
         samples, size = self.benchmark.test_samples, self.options.data.eval_batch_size
         places = np.flatnonzero(samples.t <= task.index)
         rows = evaluation.in_order(kept, len(places), size, spread=self.options.run.dist_eval)
@@ -207,7 +210,7 @@ class Experiment:
             return None
         answers, known = rows[:, :2].astype(np.int32).T
         return predictions.Predictions(
-            logits=predictions.packed(rows[:, 2:]),
+            logits=rows[:, 2:],
             answers=answers,
             answers_known=known,
             labels=samples.y[places].astype(np.int32),
@@ -222,7 +225,7 @@ class Experiment:
         if found is None:
             return
         with run.ledger.part(SAVING):
-            digest = predictions.write(self.place.logs, task.index, found)
+            digest = predictions.write(self.place.logs, task.index, replace(found, logits=predictions.packed(found.logits)))
         run.predictions[predictions.path_of(self.place.logs, task.index).name] = digest
 
     def save_if_due(self, run: Run, task: Task, *, epoch_done: bool = False) -> None:
@@ -277,9 +280,14 @@ def benchmark_of(options: Options, *, download: bool = True) -> Benchmark:
 
     Of several processes, which call it together, one downloads while the others wait; without `download` none does.
     """
+    benchmark = distributed.main_first(lambda first: data_of(options, download=first and download))
+    return normalised(benchmark, options.data, input_size=options.model.input_size)
+
+
+def data_of(options: Options, *, download: bool) -> Benchmark:
+    """The same, normalised by what its source says, and not by the options."""
     data = options.data
-    find = partial(
-        load,
+    return load(
         data_set=data.data_set,
         data_path=data.data_path,
         initial_increment=data.initial_increment,
@@ -288,9 +296,8 @@ def benchmark_of(options: Options, *, download: bool = True) -> Benchmark:
         validation=data.validation,
         seed=options.run.seed,
         skip_corrupt=data.skip_corrupt,
+        download=download,
     )
-    benchmark = distributed.main_first(lambda first: find(download=first and download))
-    return normalised(benchmark, data, input_size=options.model.input_size)
 
 
 def images_of(options: Options, benchmark: Benchmark, device: torch.device = CPU) -> Callable[..., Images | InMemory]:

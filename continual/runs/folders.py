@@ -17,6 +17,7 @@ from continual.options import STORED, Options, dump, replace, resumed
 
 PLACE = "run.json"
 CLASSES = "classes.json"
+PARTS = ("seed-", "order-", "point-")  # how the runs of a series are called
 BRANCH = "branch.json"  # in the checkpoint folder: where a branch is from
 
 
@@ -48,7 +49,7 @@ def prepare(options: Options) -> tuple[Options, Place]:
             return replace(options, resume=begun, start_task=0), reopen(Path(begun))
         return options, _to_resume(options.run.resume)
     if options.run.resume:
-        place = _to_resume(options.run.resume)
+        place = _to_resume(options.run.resume, only_look=options.run.eval)
     else:
         place = new_place(options, today=date.today())
         _furnish(place, options)
@@ -56,12 +57,12 @@ def prepare(options: Options) -> tuple[Options, Place]:
     return options, place
 
 
-def _to_resume(path: str) -> Place:
+def _to_resume(path: str, *, only_look: bool = False) -> Place:
     """The place of a run, from one of its folders or from one of its checkpoints. Raises CheckpointError."""
     folder, file = resumed(path)
     if file and not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such checkpoint")
-    place = reopen(Path(folder))
+    place = reopen(Path(folder), only_look=only_look)
     if file and place.checkpoints != Path(folder):
         raise CheckpointError(f"{path}: the checkpoints of this run are in {place.checkpoints}")
     return place
@@ -159,11 +160,11 @@ def _one_line() -> Iterator[None]:
         raise CheckpointError(f"{error.filename or 'the folder of the run'} cannot be written: {error.strerror}") from None
 
 
-def reopen(folder: Path) -> Place:
+def reopen(folder: Path, *, only_look: bool = False) -> Place:
     """The place of a run, from its log folder or its checkpoint folder, moved or copied or not.
 
     The other folder counts only if it knows this one: a folder from a stranger cannot point anywhere. Checkpoints without
-    their logs get new ones, in a folder `logs` among them.
+    their logs get new ones, in a folder `logs` among them; with `only_look` that folder is not made.
     Raises CheckpointError if `folder` is not of a run, or is the log folder of checkpoints that are gone.
     """
     side, folder, partner = find(folder)
@@ -171,7 +172,8 @@ def reopen(folder: Path) -> Place:
         raise CheckpointError(f"{folder}: its checkpoints are no longer in {_read(folder)[1]['checkpoints']}")
     if partner is None:
         partner = folder / "logs"
-        partner.mkdir(exist_ok=True)
+        if not only_look:
+            partner.mkdir(exist_ok=True)
     return Place(folder, partner) if side == "logs" else Place(partner, folder)
 
 
@@ -190,6 +192,12 @@ def find(folder: Path) -> tuple[str, Path, Path | None]:
     beside = Path(os.path.normpath(folder / os.path.relpath(stored[other], stored[side])))  # both moved together
     found = [path for path in (beside, stored[other]) if _same_run(path, stored) and not (copied and path == stored[other])]
     return side, folder, found[0] if found else None
+
+
+def runs_inside(folder: Path) -> list[str]:
+    """The runs of a series that have begun, by name; empty for a single run."""
+    parts = [path.parent.name for path in folder.glob(f"*/{PLACE}") if path.parent.name.startswith(PARTS)]
+    return sorted(parts, key=lambda name: [int(word) if word.isdecimal() else word for word in name.split("-")])
 
 
 def _read(folder: Path) -> tuple[str, dict[str, Path]]:

@@ -9,7 +9,7 @@ from continual.errors import CheckpointError
 from continual.jobs import distributed
 from continual.options import Options, check_installed, resumed
 from continual.randomness import seeded
-from continual.runs import branching, evidence, folders, predictions
+from continual.runs import branching, evidence, folders, looking, predictions
 from continual.runs.checkpoint import Store, as_identity, differences, refuse_another
 from continual.runs.experiment import Experiment, Here, prepare
 from continual.runs.folders import Place
@@ -54,6 +54,7 @@ def to_train(options: Options, place: Place, here: Here) -> Iterator[tuple[Run, 
 @contextmanager
 def to_look_at(options: Options, place: Place, here: Here) -> Iterator[tuple[Run, Experiment, Task]]:
     """A run as it stands at the checkpoint that `resume` and `start_task` name, and its newest task; nothing is written."""
+    looking.check(options, place)
     report = Report(None, console=distributed.is_main())
     with naming_workers(distributed.workers_of_this_process(options.data.num_workers)):
         run, exp = _made(options, place, None, here, report)

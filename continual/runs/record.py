@@ -227,12 +227,17 @@ class Report:
         """Print one evaluation without keeping it; returns its figures."""
         shown = {
             **_per_task(scores),
+            "acc5_per_task": [_percent(right / nb) for right, nb in zip(scores.top5, scores.nb, strict=True)],
             "acc": _percent(metrics.accuracy(scores)),
             "acc_known": _percent(metrics.accuracy(scores, known=True)),
+            "acc5": _percent(metrics.accuracy_top5(scores)),
         }
         self.say(f"\nTask {task.index + 1}/{self.nb_tasks}, {task.nb_seen} classes seen. Accuracy (%)")
         self.say(per_task_table(shown))
-        self.say(f"all classes seen: {shown['acc']:.2f} with the task unknown, {shown['acc_known']:.2f} with it known")
+        self.say(
+            f"all classes seen: {shown['acc']:.2f} with the task unknown (top-5 {shown['acc5']:.2f}), "
+            f"{shown['acc_known']:.2f} with it known"
+        )
         return shown
 
     @contextmanager

@@ -64,7 +64,7 @@ class Series:
         self.figures: dict[str, Any] | None = None
         if self.options.run.resume:
             distributed.on_main(lambda: _check_kind(self.place, self.options))
-        for key in ("start_task", "resume_anyway") if self.runs else ():
+        for key in ("start_task", "resume_anyway", "predictions") if self.runs else ():
             if getattr(self.options.run, key):
                 raise OptionsError(f"{key}: a series has several runs; resume the folder of one of them")
 

@@ -109,7 +109,8 @@ def matrix_table(matrix: Sequence[Sequence[float]]) -> str:
 
 def per_task_table(record: Mapping[str, Any]) -> str:
     """The accuracies per task of one evaluation's record, ten tasks side by side; last, how far apart its task tokens are."""
-    table = _blocks({"task unknown": record["acc_per_task"], "task known": record["acc_known_per_task"]})
+    rows = {"task unknown": "acc_per_task", "top-5": "acc5_per_task", "task known": "acc_known_per_task"}
+    table = _blocks({words: record[key] for words, key in rows.items() if key in record})
     if "token_mean_dist" not in record:
         return table
     mean, least, most = (record[f"token_{name}_dist"] for name in ("mean", "min", "max"))
