@@ -3,7 +3,7 @@
 RUN is the log or the checkpoint folder of a run. The folder gets model.onnx (ONNX Runtime), model.pt2 (torch.export), both for
 batches of any size, model.safetensors (weights), released.pth (weights as the released DyTox names them, where it has such a
 model) and config.json: classes, their tasks, and how an image is prepared. It is kept once the logits of every file were within
-1e-4 of the model's, on up to 200 real images in batches of 1 and of 64: the run's test images if its data are there, else its
+1e-4 of the model's on up to 200 real images, together and one by one: the run's test images if its data are there, else its
 exemplars. Nothing of the run is touched.
 
 What is in it is the model, which gives logits; a method's rule on top of it, such as the nearest mean of exemplars, is not.
@@ -53,9 +53,9 @@ def _export(argv: Sequence[str]) -> int:
     trained = loading.load(run, task=asked.task, say=_warn)
     images, what = bundle.real_images(trained, data_path=absolute(asked.data_path))
     apart = bundle.write(trained, out, images, asked.formats or bundle.kinds_of(trained))
-    print(f"{out}: {trained.checkpoint}, {len(trained.classes)} classes")
+    print(f"{out}: {trained.checkpoint}, {len(trained.classes)} classes; on {len(images)} {what}")
     for name, distance in apart.items():
-        print(f"  {name}  logits within {distance:.1e} of the model's on {len(images)} {what}, in batches of 1 and of 64")
+        print(f"  {name:<17}  gives logits within {distance:.1e} of the model's")
     if lacking := bundle.missing(trained):
         print(f"not in here: {lacking}")
     return 0

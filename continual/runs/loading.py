@@ -75,8 +75,8 @@ def load(path: Path, *, task: int | None = None, say: Callable[[str], None] = la
 
     say: hears of damaged checkpoints, which are passed over. Raises CheckpointError, OptionsError.
     """
-    folder, file = resumed(str(path))
-    checkpoints = checkpoints_of(Path(folder))
+    folder, file = _folder_of(path)
+    checkpoints = checkpoints_of(folder)
     options = parse(["--options", str(checkpoints / STORED)])
     if file and task is not None:
         raise CheckpointError(f"{path}: a checkpoint says by itself what was learned; give its folder, or no task")
@@ -92,9 +92,17 @@ def load(path: Path, *, task: int | None = None, say: Callable[[str], None] = la
 
 def folders_of(path: Path) -> list[Path]:
     """The folders of the run that `path` names, and those of its series. Raises CheckpointError."""
-    _, folder, partner = folders.find(Path(resumed(str(path))[0]))
+    _, folder, partner = folders.find(_folder_of(path)[0])
     own = [each for each in (folder, partner) if each]
     return own + [each.parent for each in own if (each.parent / folders.PLACE).exists()]
+
+
+def _folder_of(path: Path) -> tuple[Path, str]:
+    """A folder of the run that `path` names, and the name of the checkpoint in it, if it names one."""
+    folder, file = resumed(str(path))
+    if file and not path.is_file():
+        raise CheckpointError(f"{path}: no such folder, nor a checkpoint")
+    return Path(folder), file
 
 
 def checkpoints_of(folder: Path) -> Path:
