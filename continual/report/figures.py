@@ -138,7 +138,7 @@ def heat(
         for i, j in zip(*np.nonzero(~np.isnan(values)), strict=True):
             bright = norm(values[i, j]) > 0.6
             text, ink = f"{values[i, j]:.0f}", ON_BRIGHT if bright else ON_DARK
-            ax.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
+            ax.text(j, i, text, ha="center", va="center", fontsize=8, color=ink, in_layout=False)
     for at in breaks if len(breaks) <= 50 else ():
         for line in (ax.axhline, ax.axvline):
             line(at - 0.5, color=ON_DARK, linewidth=0.6)
@@ -277,7 +277,7 @@ def gallery(images: np.ndarray, under: np.ndarray, names: Sequence[object]) -> F
     ax.imshow(sheet, extent=(0, sheet.shape[1], sheet.shape[0], 0), interpolation="none")
     for row, column in zip(*np.nonzero(~np.isnan(under)), strict=True):
         at = (column * (side + 1) + side / 2, row * (side + line) + side)
-        ax.text(*at, f"{under[row, column]:.2f}", ha="center", va="top", fontsize=7.5)
+        ax.text(*at, f"{under[row, column]:.2f}", ha="center", va="top", fontsize=7.5, in_layout=False)
     ax.set(xlim=(0, nb_places * (side + 1)), ylim=(sheet.shape[0], 0), xticks=[])
     ax.set_yticks([row * (side + line) + side / 2 for row in range(nb_rows)], [short(name) for name in names])
     ax.tick_params(length=0)

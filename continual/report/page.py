@@ -120,7 +120,7 @@ def _deep(pasts: Sequence[Past]) -> list[Chapter]:
     firsts = [("", pasts[0])] if len(pasts) == 1 else several.first_of_each(pasts)
     found = []
     for name, past in firsts:
-        of = f" ({name}{': ' if len(firsts) > 1 or name else ''}{one.title(past)})" if name else ""
+        of = f" ({name}: {one.title(past)}, its lowest seed)" if name else ""
         try:
             found += [replace(chapter, title=chapter.title + of) for chapter in deep.chapters(past)]
         except Refused as refused:
