@@ -93,7 +93,7 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase) -> None:
 
     for epoch in range(run.position.epoch, phase.epochs):
         how = {"nb_epochs": phase.epochs, "nb_steps": trainer.nb_steps, "first_step": run.position.step}
-        with run.report.epoch(title, epoch=epoch, run_left=time_left, **how) as bar:
+        with run.report.epoch(title, epoch=epoch, time_left=time_left, **how) as bar:
             for _, nb_images in run.ledger.training(trainer.steps(epoch, run.position.step), task, phase.name):
                 bar.step(nb_images * distributed.nb_processes(), trainer.sums.means)
                 run.move(step=run.position.step + 1)
@@ -108,6 +108,7 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase) -> None:
         with seeded(*exp.key("epoch", phase.name, task.index, epoch)):
             method.after_epoch(phase, epoch, exp.moment(run, task))
         run.move(epoch=epoch + 1, step=0)
+        run.report.epoch_done(run.ledger.steps, **run.last, speed=bar.speed)
         exp.save_if_due(run, task, epoch_done=True)
 
     with seeded(*exp.key("after", phase.name, task.index)):
@@ -154,6 +155,7 @@ def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> N
     run.report.evaluation(
         found,
         task=task,
+        step=run.ledger.steps,
         final=final,
         epoch=run.last["epoch"],
         phase=run.last["phase"],

@@ -109,7 +109,7 @@ def load(
     With several processes, call this on one of them first, and on the others with `download=False` once it is back.
     Nothing touches the network when the files are there.
 
-    data_set: digits, CIFAR100 (or CIFAR), CIFAR10, ImageNet100, ImageNet1000, folder, a name given to `register`, or
+    data_set: digits, glyphs, CIFAR100 (or CIFAR), CIFAR10, ImageNet100, ImageNet1000, folder, a name given to `register`, or
         the name of one of Continuum's image data sets; upper and lower case are the same.
     initial_increment, increment, class_order: see `task_sizes` and `checked_order`; class ids, or names of the data set.
     validation: this fraction of each class's training images is evaluated on, instead of the test images. The seed and

@@ -1,4 +1,5 @@
-"""Draw the method: one encoder, one task-attention block that every task's token goes through, one classifier per task.
+"""Draw the method: one encoder, one task-attention block that every task's token goes through, one classifier per task; and
+below it which parts are trained, and which are frozen, in the two phases of a task.
 
 python images/draw_method.py --out images/method.png
 """
@@ -17,7 +18,15 @@ INK, GREY = "#222222", "#666666"
 ENCODER, DECODER = "#DCE9F5", "#E4F1E4"
 TASKS = {"1": "#0072B2", "2": "#00805E", "t": "#D55E00"}  # name of a task -> its colour
 ROWS = {"1": 5.15, "2": 4.05, "t": 1.85}  # height of each task's row; between 2 and t there is room for dots
-WIDTH, HEIGHT = 14.0, 6.4  # in inches and in drawing units alike
+WIDTH, HEIGHT, BELOW = 14.0, 6.4, 2.3  # in inches and in drawing units alike; BELOW: what is frozen when
+
+PARTS = ("encoder", "TAB", "old task tokens", "new task token", "old classifiers", "new classifier", "divergence head")
+# As the published option files have it: freeze_task, freeze_ft and head_div_mode; the first task has no old parts.
+PHASES = {
+    "training on task $t$": ("trained", "trained", "frozen", "trained", "frozen", "trained", "trained"),
+    "finetuning on the memory": ("frozen", "trained", "trained", "trained", "trained", "trained", "unused"),
+}
+STATES = {"trained": ("#F6D9C4", INK), "frozen": ("#DCE3EA", INK), "unused": ("white", GREY)}  # fill and ink
 
 
 def box(ax: plt.Axes, x: float, y: float, width: float, height: float, *, text: str, fill: str, size: float = 13) -> None:
@@ -108,15 +117,34 @@ def draw(ax: plt.Axes) -> None:
         )
 
 
+def draw_phases(ax: plt.Axes) -> None:
+    """A row for each phase of a task, a column for each part of the model."""
+    left, width, height = 2.55, 1.62, 0.52
+    for column, part in enumerate(PARTS):
+        x = left + (column + 0.5) * width
+        ax.text(x, -0.42, part, ha="center", va="center", fontsize=11.5, color=GREY)
+    for row, (phase, states) in enumerate(PHASES.items()):
+        y = -0.75 - (row + 1) * (height + 0.12)
+        ax.text(left - 0.15, y + height / 2, phase, ha="right", va="center", fontsize=12, color=INK)
+        for column, state in enumerate(states):
+            fill, ink = STATES[state]
+            corner = (left + column * width + 0.06, y)
+            ax.add_patch(
+                FancyBboxPatch(corner, width - 0.12, height, boxstyle="round,pad=0,rounding_size=0.08", fc=fill, ec="#999999")
+            )
+            ax.text(corner[0] + width / 2 - 0.06, y + height / 2, state, ha="center", va="center", fontsize=11.5, color=ink)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the method's diagram, 1400 pixels wide.")
     parser.add_argument("--out", type=Path, required=True, help="the picture to write (png, pdf or svg)")
     args = parser.parse_args()
-    figure = plt.figure(figsize=(WIDTH, HEIGHT))
+    figure = plt.figure(figsize=(WIDTH, HEIGHT + BELOW))
     ax = figure.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
+    ax.set(xlim=(0, WIDTH), ylim=(-BELOW, HEIGHT))
     ax.axis("off")
     draw(ax)
+    draw_phases(ax)
     figure.savefig(args.out, dpi=100)
 
 

@@ -34,7 +34,7 @@ TINY = [
     *("--embed-dim", "16", "--num-heads", "4", "--depth", "2", "--local-up-to-layer", "1"),
     *("--debug", "--max-task", "2", "--device", "cpu", "--mixup", "0.8", "--drop-path", "0.1"),
     *("--save-every-epoch", "1", "--keep-checkpoints", "100", "--eval-every", "1", "--process-timeout", "60"),
-    *("--replicas-at-once", "1", "--eval-batch-size", "12"),
+    *("--replicas-at-once", "1", "--eval-batch-size", "12", "--no-tensorboard"),
 ]
 THREE_TASKS = [*TINY, "--max-task", "3"]
 

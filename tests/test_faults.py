@@ -299,11 +299,11 @@ def test_a_worker_killed(tmp_path):
     one_by_one, alone = [*TINY, "--augment", "pillow"], tmp_path / "alone"
     finish([*one_by_one, *folders(alone)], alone)
     tmp_path = tmp_path / "killed"
-    job = Job([*one_by_one, *folders(tmp_path), "--num-workers", "1"], tmp_path, fault="hang:step:5")
-    pid = job.processes[0].pid
-    wait_for(lambda: list(tmp_path.glob("checkpoints/**/*epoch-2-step-0.json")) and children(pid))
-    for worker in children(pid):
-        os.kill(worker, signal.SIGKILL)
+    counts, argv = tmp_path / "counts-0", [*one_by_one, *folders(tmp_path), "--num-workers", "1"]
+    job = Job(argv, tmp_path, fault="hang:step:5", environment={faults.COUNTS: str(counts)[:-2]})
+    wait_for(lambda: counts.exists() and '"step": 5' in counts.read_text())  # an evaluation's worker is missed by nobody
+    (worker,) = children(job.processes[0].pid)
+    os.kill(worker, signal.SIGKILL)
     assert job.wait().codes == [1], job.said()
     (line,) = [line for line in job.said().splitlines() if "error" in line]
     assert line.startswith("error: data loading failed: DataLoader worker (pid") and "--num-workers 1 " in line

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -128,6 +129,30 @@ def test_attention_on_the_cpu_is_counted():
     with torch.utils.flop_counter.FlopCounterMode(display=False) as theirs:
         F.scaled_dot_product_attention(q, k, v)
     assert theirs.get_total_flops() == 0
+
+
+@pytest.mark.parametrize(
+    "model",
+    [dytox(), nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.Flatten(), nn.Linear(144, 3))],
+    ids=["attention", "convolutions"],
+)
+@pytest.mark.parametrize("without_gradients", [nullcontext, torch.no_grad, torch.inference_mode])
+def test_as_many_as_pytorch_counts(model, without_gradients):
+    def compute():
+        with without_gradients():
+            x = torch.rand(2, 3, 8, 8)
+            logits = model(x)
+            logits = getattr(logits, "logits", logits)
+        if logits.requires_grad:
+            logits.square().sum().backward()
+
+    with books._Flops() as counted:
+        compute()
+    with torch.utils.flop_counter.FlopCounterMode(display=False, custom_mapping=books.ATTENTION_ON_CPU) as theirs:
+        theirs.mod_tracker.__exit__()  # its hooks stop at views made without gradients
+        compute()
+        theirs.mod_tracker.__enter__()
+    assert counted.nb == theirs.get_total_flops() > 0
 
 
 def test_what_is_waited_for_is_no_flop_and_counting_goes_on_behind_it(ledger):

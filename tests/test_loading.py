@@ -2,7 +2,9 @@
 
 import errno
 import os
+import re
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from tiny import images
 
 from continual.data.samplers import Draw
 from continual.errors import DataError, LoadingFailed
-from continual.training.loading import Loading, naming_workers
+from continual.jobs import watch
+from continual.training.loading import Loader, Loading, naming_workers
 
 WRAPPED = "Caught {} in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n{}: {}"
 
@@ -50,6 +53,48 @@ def test_a_failure_of_the_workers_names_them(error):
 def test_another_failure_is_left_as_it_is(error):
     with pytest.raises(type(error), match=str(error.args[-1])), naming_workers(3):
         raise error
+
+
+KILLED = "DataLoader worker (pid 7) is killed by signal: Killed. "
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "told"),
+    [
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), KILLED, "DataLoader worker (pid 7) is killed by"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "", "Connection reset by peer"),
+        (EOFError(), "", "EOFError"),
+    ],
+)
+def test_a_worker_killed_while_it_hands_over_a_batch(error, words, told, monkeypatch):
+    """The connection breaks first; what PyTorch says a moment later tells more."""
+
+    def broken():
+        yield from ()
+        raise error
+
+    def a_moment(seconds):
+        if words:
+            raise RuntimeError(words)
+
+    monkeypatch.setattr(time, "sleep", a_moment)
+    loader = Loader(images(4), [], Loading(torch.device("cpu"), num_workers=3))
+    with pytest.raises(LoadingFailed, match=re.escape(told)) as caught, naming_workers(3):
+        list(loader._fetched(broken()))
+    assert "--num-workers 3 " in str(caught.value)
+
+
+def test_no_worker_is_heard_of_after_a_failure():
+    """PyTorch would raise an error for every loader with a worker that dies, in the midst of whatever is done by then."""
+    batches = [Draw(np.arange(2), None, np.arange(2))] * 3
+    with pytest.raises(KeyError), naming_workers(1):
+        begun = iter(Loading(torch.device("cpu"), num_workers=1).loader(images(4), batches))
+        next(begun)
+        assert callable(signal.getsignal(signal.SIGCHLD))
+        raise KeyError
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    watch.end_workers()
+    del begun
 
 
 def test_workers_that_cannot_start(monkeypatch):

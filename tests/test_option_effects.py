@@ -432,6 +432,8 @@ ELSEWHERE = {
     "deterministic": "of CUDA's kernels; test_distributed.py",
     "process_timeout": "how long processes wait for each other",
     "save_every_minutes": "by the clock",
+    "tensorboard": "what is seen of a run; test_board.py",
+    "wandb": "what is seen of a run; test_board.py",
 }
 REFUSED = {key for key, f in FIELDS.items() if f.metadata["refused"]}
 

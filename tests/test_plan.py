@@ -33,7 +33,8 @@ def ledger_of(other=0.0, **lines):
 
 
 def left(ledger, task, step, share):
-    return seconds_left(PLAN, ledger, task=task, step=step, share=share)
+    found = seconds_left(PLAN, ledger, task=task, step=step, share=share)
+    return found and found.run
 
 
 def test_time_left_goes_by_what_the_like_took_last():
@@ -44,6 +45,16 @@ def test_time_left_goes_by_what_the_like_took_last():
     later = ledger_of(training0=training0, evaluation0=evaluation, exemplars0=exemplars, training1=training1)
     assert left(later, 1, "training", 0.25) == pytest.approx(0.75 * (20 * 16 / 7 + 8 * 0.5) + 6 * 2 + 5 * 16 / 7 + 8 * 0.5)
     assert left(later, 1, "finetuning", 1.0) == pytest.approx(8 * 0.5)
+
+
+def test_time_left_of_the_task_ends_with_its_last_evaluation():
+    line, evaluation = Line(images=40, steps=5, seconds=10.0), Line(images=4, seconds=2.0)
+    ledger = ledger_of(training0=line, evaluation0=evaluation)
+    found = seconds_left(PLAN, ledger, task=0, step="training", share=0.5)
+    assert found.task == pytest.approx(5 * 2 + 4 * 0.5)
+    assert found.run == pytest.approx(found.task + 20 * 2 + 8 * 0.5 + 6 * 0.25 + 5 * 2 + 8 * 0.5)
+    last = seconds_left(PLAN, ledger, task=1, step="finetuning", share=0.0)
+    assert last.task == last.run == pytest.approx(5 * 2 + 8 * 0.5)
 
 
 def test_time_of_no_line_goes_on_in_proportion():

@@ -103,7 +103,7 @@ def test_a_narrow_terminal_encoding_does_not_stop_a_run(monkeypatch, tmp_path):
     assert (tmp_path / "out").read_text() == "60.0 ? 1.0\n"
 
 
-def test_the_time_left_of_the_whole_run_goes_by_the_share_of_the_phase(clock, capsys):
+def test_the_time_left_of_task_and_run_goes_by_the_share_of_the_phase(clock, capsys):
     shares = []
     report = Report(None, nb_tasks=5, console=True)
     for epoch, first in ((1, 5), (2, 0)):
@@ -111,19 +111,33 @@ def test_the_time_left_of_the_whole_run_goes_by_the_share_of_the_phase(clock, ca
             "nb_epochs": 4,
             "nb_steps": 10,
             "first_step": first,
-            "run_left": lambda share: shares.append(share) or 3600 * share,
+            "time_left": lambda share: shares.append(share) or (60 * share, 3600 * share),
         }
         with report.epoch("phase", epoch=epoch, **how) as bar:
             for _ in range(10 - first):
                 clock.now += 1.0
                 bar.step(4, {"total": 1.0})
     assert shares == [0.5, 0.75]
-    assert [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()] == ["run 0:30:00", "run 0:45:00"]
-    how["run_left"] = lambda share: None  # nobody can tell
-    with report.epoch("phase", epoch=0, nb_epochs=1, nb_steps=1, run_left=how["run_left"]) as bar:
+    ends = [line.split("  ")[-2:] for line in capsys.readouterr().out.splitlines()]
+    assert ends == [["task 0:00:30", "run 0:30:00"], ["task 0:00:45", "run 0:45:00"]]
+    with report.epoch("phase", epoch=0, nb_epochs=1, nb_steps=1, time_left=lambda share: None) as bar:  # nobody can tell
         clock.now += 1.0
         bar.step(4, {"total": 1.0})
-    assert "run" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "run" not in told and "task" not in told
+
+
+def test_the_speed_of_an_epoch_is_known_once_it_is_over(clock):
+    report = Report(None, nb_tasks=5, console=False)
+    with report.epoch("phase", epoch=0, nb_epochs=1, nb_steps=2) as bar:
+        for _ in range(2):
+            clock.now += 1.0
+            bar.step(6, {"total": 1.0})
+    clock.now += 10.0
+    assert bar.speed == 6.0
+    with report.epoch("phase", epoch=0, nb_epochs=1, nb_steps=2, first_step=2) as bar:
+        pass
+    assert bar.speed is None
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (90061, "1 d 1:01:01")])

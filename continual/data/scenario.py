@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from continual.errors import OptionsError, some
 
 # Classes of the data sets whose size is known before they are read.
-NB_CLASSES = {"digits": 10, "cifar": 100, "cifar100": 100, "cifar10": 10, "imagenet100": 100, "imagenet1000": 1000}
+NB_CLASSES = {
+    **{"digits": 10, "glyphs": 50, "cifar": 100, "cifar100": 100, "cifar10": 10},
+    **{"imagenet100": 100, "imagenet1000": 1000},
+}
 
 
 def task_sizes(nb_classes: int, initial_increment: int, increment: int | Sequence[int]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Where data sets come from: readers of digits, CIFAR, folders, ImageNet and Continuum's data sets, and their table.
+"""Where data sets come from: readers of digits, glyphs, CIFAR, folders, ImageNet and Continuum's data sets, and their table.
 
 A reader finds the images of one split and checks them; it opens none that lie in files of their own.
 """
@@ -30,6 +30,8 @@ from continual.randomness import seeded
 from continual.registry import DATA_SETS
 
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+GLYPHS_MEAN, GLYPHS_STD = 0.1975, 0.3370  # of all training pixels; grey
+GLYPHS_FILE = Path(__file__).parent / "glyphs" / "glyphs50.npz"
 IMAGENET100_WNIDS = Path(__file__).parents[2] / "options" / "data" / "imagenet100_wnids.txt"
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte before a download is given up
 
@@ -122,6 +124,23 @@ def _digits(root: str | None, train: bool, download: bool) -> Split:
     test = held_out(y, 0.2, "digits")
     chosen = ~test if train else test
     return Split(given.three_channels(grey[chosen]), y[chosen], tuple("0123456789"))
+
+
+def _glyphs(root: str | None, train: bool, download: bool) -> Split:
+    """50 characters in 240 fonts, 16 × 16, of a file that comes with the code; families of fonts are of one split only."""
+    split, nb_classes = "train" if train else "test", NB_CLASSES["glyphs"]
+    try:
+        with np.load(GLYPHS_FILE, allow_pickle=False) as arrays:
+            x, y, names = arrays[f"{split}_x"], arrays[f"{split}_y"], tuple(arrays["characters"].tolist())
+        if x.dtype != np.uint8 or x.shape[1:] != (16, 16) or y.dtype != np.uint8 or y.max(initial=0) >= len(names):
+            raise ValueError(f"images {x.dtype} {x.shape}, labels {y.dtype} {y.shape}")
+        if len(names) != nb_classes or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"characters are not {nb_classes} words")
+    except Exception as error:  # a broken archive can raise nearly anything
+        raise DataError(
+            f"{GLYPHS_FILE} is missing or broken ({one_line(error)}); it is a file of the repository: git restores it"
+        ) from error
+    return Split(given.three_channels(x), y.astype(np.int64), names)
 
 
 # CIFAR: pickled arrays. Unpickling a stranger's file executes what it says, so only arrays are let through.
@@ -396,6 +415,7 @@ def _wordnet(wnids: Sequence[str]) -> tuple[str, ...]:
 
 SOURCES = {
     "digits": Source("digits", _digits, nb_classes=NB_CLASSES["digits"], needs_path=False),
+    "glyphs": Source("glyphs", _glyphs, GLYPHS_MEAN, GLYPHS_STD, NB_CLASSES["glyphs"], needs_path=False),
     "cifar100": Source("CIFAR100", _CIFAR100, CIFAR_MEAN, CIFAR_STD, NB_CLASSES["cifar100"]),
     "cifar10": Source("CIFAR10", _CIFAR10, CIFAR_MEAN, CIFAR_STD, NB_CLASSES["cifar10"]),
     "imagenet100": _imagenet_source("ImageNet100"),

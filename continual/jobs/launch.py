@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import sys
 import traceback
 from contextlib import suppress
@@ -117,7 +116,7 @@ def _leave(code: int, text: str | None, *, lost: str = "") -> int:
         _tell_train_sh("silent-exit", code, "error: another process of the job says why")
     sys.stdout.flush()
     sys.stderr.flush()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler of a DataLoader would call its workers' end an error
+    watch.forget_workers()
     watch.end_workers()
     if not alone:
         os._exit(_for_torchrun(code))  # taking the group down could wait for processes that hang

@@ -20,6 +20,7 @@ from continual.errors import LostProcess
 FAREWELL = 3.0  # seconds in which the processes of a job that fails tell each other what they know
 LOST = "lost: "  # how the words of a process begin that knows no more than that
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS_OF_LOADERS = "torch.utils.data._utils.signal_handling"  # the module of their handler
 GRACE = 6.0  # seconds after which a process that does not hear of the failure is ended; above FAREWELL
 
 
@@ -87,6 +88,16 @@ class Never:
 
     def agreed(self) -> bool:
         return False
+
+
+def forget_workers() -> None:
+    """Of data loading: from here on the end of one is no error.
+
+    The handler of SIGCHLD that a DataLoader leaves would raise one at any moment, even while another is written down.
+    """
+    ours = threading.current_thread() is threading.main_thread()  # no other may change a handler, nor gets signals
+    if ours and getattr(signal.getsignal(signal.SIGCHLD), "__module__", "") == SIGNALS_OF_LOADERS:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def end_workers() -> None:

@@ -33,6 +33,7 @@ from continual.options.schema import (
     RunOptions,
     SamOptions,
     Section,
+    check_installed,
     flat,
     method_of,
     option,

@@ -34,6 +34,7 @@ from continual.options.schema import (
     Conflict,
     Options,
     Section,
+    check_installed,
     flat,
     resumed,
 )
@@ -75,6 +76,7 @@ def parse_or_exit(argv: Sequence[str] | None = None) -> Options:
     """
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
+        check_installed(options)
     except Refused as error:
         if os.environ.get("RANK", "0") == "0":
             print(plain(str(error)), file=sys.stderr)

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any
 
 from continual.data.scenario import NB_CLASSES, by_name, checked_order, task_sizes
@@ -37,6 +38,7 @@ PHASES = ("tr", "ft")
 PATCH_ENCODERS = ("convit", "vit")  # of this package: they cut images into patches, and have blocks of their own
 
 TIMM_NAME = re.compile(r"timm:[A-Za-z0-9_][A-Za-z0-9_.-]*")
+WANDB_PROJECT = re.compile(r"[\w .-]+(/[\w .-]+)?")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 AUTO = ("auto",)  # mean and std: measured
@@ -158,7 +160,7 @@ class ModelOptions(Section):
 class DataOptions(Section):
     """data and scenario"""
 
-    data_set: str = option("digits", "digits, cifar100, imagenet100, imagenet1000, or another that datasets.py knows")
+    data_set: str = option("digits", "digits, glyphs, cifar100, imagenet100, imagenet1000, or another that datasets.py knows")
     data_path: str = option("./data", "folder of the data sets")
     initial_increment: int = option(50, "classes of the first task; 0: as many as increment", NOT_NEGATIVE)
     increment: int | tuple[int, ...] = option(
@@ -478,6 +480,10 @@ class RunOptions(Section):
     keep_checkpoints: int = option(2, "checkpoints of an unfinished task that are kept", COUNT)
     keep_task_checkpoints: bool = option(True, "keep the checkpoint at the end of every task")
     keep_predictions: bool = option(True, "keep what is answered on the test images at the end of every task, as float16")
+    tensorboard: bool = option(True, "write what TensorBoard shows, in the log folder")
+    wandb: str = option(
+        "", "Weights & Biases: log to this project (or entity/project), too, as WANDB_MODE and wandb login say; empty: do not"
+    )
     eval: bool = option(False, "with resume: evaluate only")
     eval_every: int | None = option(50, "epochs between evaluations; none: after each task only", COUNT)
     process_timeout: float = option(
@@ -495,6 +501,8 @@ class RunOptions(Section):
         reason = f"{shown(self.device)} is not auto, cpu, cuda or cuda:N"
         require(DEVICE.fullmatch(self.device) is not None, "device", reason)
         require(len(set(self.seeds)) == len(self.seeds), "seeds", f"a seed stands twice in {list(self.seeds)}")
+        reason = f"{shown(self.wandb)} is no project, nor entity/project"
+        require(not self.wandb or WANDB_PROJECT.fullmatch(self.wandb) is not None, "wandb", reason)
         last = self.max_task is None or self.start_task < self.max_task
         require(last, "start_task, max_task", f"task {self.start_task} (counted from 0) comes after the last")
         for key in ("start_task", "eval", "resume_anyway"):
@@ -620,6 +628,7 @@ MAY_DIFFER = PER_CALL | {
     *("eval_batch_size", "num_workers", "pin_mem", "data_path", "device", "replicas_at_once", "max_task"),
     *("name", "output_basedir", "log_path", "log_category", "eval_every", "dist_eval", "process_timeout"),
     *("save_every_epoch", "save_every_minutes", "keep_checkpoints", "keep_task_checkpoints", "keep_predictions"),
+    *("tensorboard", "wandb"),
 }  # what a resumed run may change without becoming another experiment
 
 PATHS = frozenset({"options", "data_path", "output_basedir", "log_path", "resume"})
@@ -662,6 +671,15 @@ def outside(options: Options) -> list[str]:
         METRICS: METRICS.outside(),
     }
     return sorted(f"{register.what} {name}" for register, names in used.items() for name in names if name in register.outside())
+
+
+def check_installed(options: Options) -> None:
+    """Raise OptionsError if a run of these options needs a package that is not there."""
+    if not options.run.wandb or options.run.eval:
+        return
+    spec = find_spec("wandb")
+    if spec is None or spec.origin is None:  # a folder of that name, as wandb itself leaves
+        raise OptionsError("wandb: not installed; pip install wandb (or --wandb none)")
 
 
 def resumed(path: str) -> tuple[str, str]:

@@ -178,18 +178,16 @@ class Store:
     ) -> Path:
         """Write a checkpoint, then remove those not worth keeping.
 
-        state: tensors, numbers, strings, lists and dicts of these. identity: what must be equal to resume. task: the task it
-        belongs to; finished_task: whether it was the last of that task. seconds: how long the run took up to here; spent: what
-        it cost; beside: what else is known then, by name; all plain values. These are kept in the manifest, so that equal runs
-        have equal states.
+        state: tensors, numbers, strings, lists and dicts of these. identity: what must be equal to resume. task, finished_task:
+        the task it belongs to, and whether it is its last. In the manifest, as equal runs have equal states, are seconds: how
+        long the run took up to here; spent: what it cost; beside: what else is known then, by name; all plain values.
         Raises CheckpointError if it cannot be written; the older ones are then untouched.
         """
         begun = time.monotonic()
         payload = _as_bytes(state)
         known = [] if self.untouched() else self.folder.glob("[0-9]*-*")
-        serial = 1 + max(map(_serial, known), default=0)
         manifest = {
-            "serial": serial,
+            "serial": (serial := 1 + max(map(_serial, known), default=0)),
             "name": name,
             "task": task,
             "finished_task": finished_task,

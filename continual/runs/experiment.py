@@ -28,7 +28,7 @@ from continual.runs import plan, predictions
 from continual.runs.checkpoint import Store, as_identity
 from continual.runs.folders import Place
 from continual.runs.ledger import SAVING
-from continual.runs.run import PREDICTIONS, Run
+from continual.runs.run import LIVE, PREDICTIONS, Run
 from continual.tasks import Phase, Task
 from continual.training import evaluation, precision
 from continual.training.loading import Loading
@@ -115,8 +115,8 @@ class Experiment:
     def _plan(self) -> list[plan.Work]:
         return plan.works(self.method, self.tasks, self.benchmark, self.empty_memory(), self.options)
 
-    def time_left(self, run: Run, task: Task, phase: Phase) -> Callable[[float], float | None]:
-        """A function from the share of the phase that is done to the seconds that the whole run may still take."""
+    def time_left(self, run: Run, task: Task, phase: Phase) -> Callable[[float], plan.Left | None]:
+        """A function from the share of the phase that is done to the seconds that the task and the whole run may still take."""
         return lambda share: plan.seconds_left(self._plan, run.ledger, task=task.index, step=phase.name, share=share)
 
     def moment(self, run: Run, task: Task, *, may_stop: bool = False) -> Moment:
@@ -183,7 +183,7 @@ class Experiment:
                 finished_task=finished,
                 seconds=run.seconds(),
                 spent=run.ledger.state_dict(),
-                beside={PREDICTIONS: run.predictions},
+                beside={PREDICTIONS: run.predictions, LIVE: run.report.live.state_dict()},
             )
 
     def keep_predictions(self, run: Run, task: Task, kept: Sequence[Tensor]) -> None:
@@ -254,10 +254,10 @@ def prepare(options: Options, place: Place, store: Store | None, here: Here) -> 
     )
 
 
-def benchmark_of(options: Options) -> Benchmark:
+def benchmark_of(options: Options, *, download: bool = True) -> Benchmark:
     """The data set of the options, cut into tasks; see `datasets.load` for what it raises.
 
-    Of several processes, which call it together, one downloads while the others wait.
+    Of several processes, which call it together, one downloads while the others wait; without `download` none does.
     """
     data = options.data
     find = partial(
@@ -271,7 +271,7 @@ def benchmark_of(options: Options) -> Benchmark:
         seed=options.run.seed,
         skip_corrupt=data.skip_corrupt,
     )
-    benchmark = distributed.main_first(lambda first: find(download=first))
+    benchmark = distributed.main_first(lambda first: find(download=first and download))
     return normalised(benchmark, data, input_size=options.model.input_size)
 
 

@@ -7,15 +7,19 @@ from typing import Any
 
 from continual.errors import CheckpointError
 from continual.jobs import distributed
-from continual.options import Options, resumed
+from continual.options import Options, check_installed, resumed
 from continual.randomness import seeded
 from continual.runs import folders, predictions
-from continual.runs.checkpoint import Store, differences, refuse_another
+from continual.runs.checkpoint import Store, as_identity, differences, refuse_another
 from continual.runs.experiment import Experiment, Here, prepare
 from continual.runs.folders import Place
 from continual.runs.greeting import greeting
 from continual.runs.record import Report, read_summary
-from continual.runs.run import PREDICTIONS, Run
+from continual.runs.run import LIVE, PREDICTIONS, Run
+from continual.seeing.board import Board
+from continual.seeing.live import Live
+from continual.seeing.online import WeightsAndBiases
+from continual.seeing.progress import say
 from continual.tasks import Task
 from continual.training.loading import naming_workers
 
@@ -26,9 +30,11 @@ def to_train(options: Options, place: Place, here: Here) -> Iterator[tuple[Run, 
 
     Nobody else may write to its folder meanwhile, and its status says how it ends. Raises CheckpointError if it cannot resume.
     """
+    check_installed(options)  # main.py has asked before; a call from Python has not
     store = Store(place.checkpoints, keep=options.run.keep_checkpoints, keep_tasks=options.run.keep_task_checkpoints)
     distributed.on_main(store.lock)
-    report = Report(place.logs if distributed.is_main() else None, console=distributed.is_main())
+    folder = place.logs if distributed.is_main() else None
+    report = Report(folder, console=distributed.is_main(), live=_live(options, place))
     with closing(store), report.watched(), naming_workers(distributed.workers_of_this_process(options.data.num_workers)):
         run, exp = _made(options, place, store, here, report)
         if summary := distributed.on_main(partial(summary_of_finished, exp)):
@@ -41,6 +47,7 @@ def to_train(options: Options, place: Place, here: Here) -> Iterator[tuple[Run, 
             resume(run, exp)
         else:
             begin(run, exp)
+        report.live.start({**as_identity(options), "replicas": exp.replicas})
         yield run, exp, None
 
 
@@ -130,6 +137,18 @@ def _made(options: Options, place: Place, store: Store | None, here: Here, repor
     return run, exp
 
 
+def _live(options: Options, place: Place) -> Live:
+    """The boards that the options ask for, on the main process."""
+    if not distributed.is_main():
+        return Live()
+    boards = [Board(place.logs, say)] if options.run.tensorboard else []
+    if project := options.run.wandb:
+        series = place.logs.parent.name if place.series else None
+        label = f"{series}-{place.logs.name}" if series else place.logs.name
+        boards.append(WeightsAndBiases(place.logs, say, project=project, label=label, group=series))
+    return Live(boards)
+
+
 def _load(store: Store, options: Options, report: Report) -> tuple[dict, dict] | tuple[None, None]:
     """State and manifest of the checkpoint to go on from; None of both if the run ended before its first."""
     _, file = resumed(options.run.resume)
@@ -146,6 +165,7 @@ def _take_over(run: Run, exp: Experiment, state: dict, manifest: dict) -> bool:
     another = bool(differences(manifest["identity"], now))
     run.load_state_dict(state, seconds=manifest["seconds"], spent=manifest.get("spent"))
     run.predictions = dict(manifest.get(PREDICTIONS, {}))
+    run.report.live.load_state_dict(manifest.get(LIVE, {}))
     if another:
         run.restart_epoch()
     _check_classes(run, exp.benchmark.tasks)

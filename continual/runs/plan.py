@@ -54,7 +54,14 @@ def _works(method: Method, tasks: Sequence[Task], benchmark: Benchmark, memory: 
         yield Work(task.index, "", {EVALUATION: nb_tested})
 
 
-def seconds_left(plan: Sequence[Work], ledger: Ledger, *, task: int, step: str, share: float) -> float | None:
+class Left(NamedTuple):
+    """Seconds that are still to come."""
+
+    task: float
+    run: float
+
+
+def seconds_left(plan: Sequence[Work], ledger: Ledger, *, task: int, step: str, share: float) -> Left | None:
     """For all that comes after `share` (0 to 1) of this step of this task; None if nothing like it was done so far.
 
     Time that belongs to no line, such as saving, is taken to go on at the same proportion.
@@ -63,11 +70,12 @@ def seconds_left(plan: Sequence[Work], ledger: Ledger, *, task: int, step: str, 
     booked = sum(line.seconds for line in ledger.lines.values())
     if here is None or not booked:
         return None
-    left = 0.0
+    of_task = of_run = 0.0
     for at, work in enumerate(plan[here:]):
-        for kind, amount in work.amounts.items():
-            left += amount * (1.0 if at else 1 - share) * _pace(ledger, kind)
-    return left * ledger.total() / booked
+        each = sum(amount * (1.0 if at else 1 - share) * _pace(ledger, kind) for kind, amount in work.amounts.items())
+        of_run += each
+        of_task += each if work.task == task else 0.0
+    return Left(of_task * ledger.total() / booked, of_run * ledger.total() / booked)
 
 
 def _pace(ledger: Ledger, kind: str) -> float:

@@ -29,6 +29,7 @@ from continual.files import UNREADABLE, write_json
 from continual.metrics import Matrix, Scores
 from continual.registry import METRICS
 from continual.seeing import progress
+from continual.seeing.live import Live
 from continual.seeing.progress import EpochBar, Pace
 from continual.seeing.tables import FIGURES, KINDS, figures_table, per_task_table, report_command, summary_text
 from continual.tasks import Task
@@ -57,15 +58,17 @@ class Report:
     """Keeps the figures of one run; prints them when `console`, writes them when there is a `folder`.
 
     Every process of a run makes one and calls it alike; all but the main process with folder None and console False,
-    which keeps the same figures in silence. nb_tasks: 0 until it is known. where: what a failure's status gives as its place.
+    which keeps the same figures in silence. nb_tasks: 0 until it is known. live: what else hears of them at once. where: what a
+    failure's status gives as its place.
 
     Raises OptionsError when a metric from outside has a name that the record already has.
     """
 
-    def __init__(self, folder: Path | None, *, nb_tasks: int = 0, console: bool) -> None:
+    def __init__(self, folder: Path | None, *, nb_tasks: int = 0, console: bool, live: Live | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
         self.nb_tasks = nb_tasks
         self.console = console
+        self.live = live or Live()
         self._metrics = _metrics_from_outside()
         self.where: Callable[[], object] = lambda: "preparing"
         self._status = ""  # the last word that was written
@@ -109,13 +112,14 @@ class Report:
         nb_parameters: int,
         nb_exemplars: int,
         token_distances: Sequence[float] | None = None,
+        step: int = 0,
     ) -> dict[str, Any]:
         """Take in one evaluation on the test images of tasks 0..task.index; append its line and return what it says.
 
-        epoch: of its phase, counted from 0. final: the last of this task; it enters the accuracy matrix for good,
-        while any other stands in for its task's row in this one record only. train_losses: means over the epoch just
-        done, `total` among them; empty when nothing was trained. token_distances: between the task tokens, one for every
-        pair; None for a model without task tokens.
+        epoch: of its phase, counted from 0; step: of training, in the whole run. final: the last of this task; it enters the
+        accuracy matrix for good, while any other stands in for its task's row in this one record only. train_losses: means
+        over the epoch just done, `total` among them; empty when nothing was trained. token_distances: between the task
+        tokens, one for every pair; None for a model without task tokens.
 
         Raises ValueError when the scores are not of this task, or tasks end out of order; OptionsError when a metric fails.
         """
@@ -143,7 +147,12 @@ class Report:
             self._ends.append(scores)
             self._nb_seen.append(task.nb_seen)
         self._tell(record)
+        self.live.evaluation(step, record, self._matrices() if final else {})
         return record
+
+    def epoch_done(self, step: int, *, losses: Mapping[str, float], lr: float, speed: float | None, **_: object) -> None:
+        """Hand on the means of an epoch of training. step: in the whole run, at its end. speed: images a second."""
+        self.live.epoch(step, losses=losses, lr=lr, speed=speed)
 
     def _tell(self, record: Mapping[str, Any]) -> None:
         """Print one evaluation: tables at the end of a task, else one line."""
@@ -183,20 +192,24 @@ class Report:
             "mean_acc5": _percent(fmean(metrics.accuracy_top5(scores) for scores in self._ends)),
             "accs": [_percent(metrics.accuracy(scores)) for scores in self._ends],
             "accs_known": [_percent(metrics.accuracy(scores, known=True)) for scores in self._ends],
-            "matrix": _percents(metrics.accuracy_matrix(self._ends)),
-            "matrix_known": _percents(metrics.accuracy_matrix(self._ends, known=True)),
+            **{f"matrix{KINDS[words]}": matrix for words, matrix in self._matrices().items()},
             "n_parameters": nb_parameters,
             "n_exemplars": nb_exemplars,
             "time": round(seconds, 1),
             "time_saving": round(seconds_saving, 2),
             **({"cost": dict(cost)} if cost else {}),
         }
+        self.live.end()
         if self.folder is not None:
             write_json(self.folder / SUMMARY, summary)
         self.say(summary_text(summary))
         if self.folder is not None:
             self.say(f"to look at it: {report_command(self.folder)}")
         return summary
+
+    def _matrices(self) -> dict[str, list[list[float]]]:
+        """The accuracy matrices of the tasks that have ended, with task unknown and known, in percent."""
+        return {words: _percents(metrics.accuracy_matrix(self._ends, known=bool(end))) for words, end in KINDS.items()}
 
     def show(self, scores: Scores, *, task: Task) -> dict[str, Any]:
         """Print one evaluation without keeping it; returns its figures."""
@@ -225,9 +238,11 @@ class Report:
             word = "preempted" if isinstance(error, Preempted) else "failed"
             if self._status:
                 self.status(word, exit_code=code, message=f"{type(error).__name__}: {error}", where=str(self.where()))
+            self.live.close(code)
             raise
         if self._status:
             self.status("done", exit_code=0)
+        self.live.close(0)
 
     def status(self, word: str, *, exit_code: int | None = None, message: str = "", where: str = "") -> None:
         """Write status.json: word is preparing, running, done, preempted or failed.

@@ -18,6 +18,7 @@ from continual.tasks import TRAINING, Phase, Step, Task
 from continual.training.trainer import Trainer
 
 PREDICTIONS = "predictions"  # what a manifest calls their digests
+LIVE = "live"  # and the positions of the boards
 EVALUATING = "evaluating"  # the stage of a task whose steps are done
 STEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _-]{0,63}")  # it becomes part of a checkpoint's name
 

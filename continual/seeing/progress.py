@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from continual.errors import plain
 
-RunLeft = Callable[[float], float | None]
+TimeLeft = Callable[[float], tuple[float, float] | None]
 Losses = Mapping[str, float] | Callable[[], Mapping[str, float]]
 
 REFRESH = 0.3  # seconds between two refreshes of a progress bar
@@ -46,8 +46,8 @@ class EpochBar:
     always does, and so does any that ends a silence of ten minutes.
 
     say: prints a line; None for an epoch in silence. epoch: counts from 0. nb_steps: steps of a whole epoch. first_step: steps
-    done before, when an epoch is resumed. run_left: the share of the phase that is done -> the seconds left of
-    the whole run, None while nobody can tell.
+    done before, when an epoch is resumed. time_left: the share of the phase that is done -> the seconds left of the task and
+    of the whole run, None while nobody can tell. speed: images a second, once it is over; None if there was no step.
     """
 
     def __init__(
@@ -59,9 +59,10 @@ class EpochBar:
         nb_epochs: int,
         nb_steps: int,
         first_step: int = 0,
-        run_left: RunLeft = lambda share: None,
+        time_left: TimeLeft = lambda share: None,
     ) -> None:
-        self._say, self._run_left = say, run_left
+        self._say, self._time_left = say, time_left
+        self.speed: float | None = None
         self._pace = pace
         self._epoch, self._nb_epochs, self._nb_steps = epoch, nb_epochs, nb_steps
         self._first_step = self._done = first_step
@@ -100,6 +101,7 @@ class EpochBar:
     def __exit__(self, error_type: type | None, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+        self.speed = self._speed()
         if error_type is not None or self._say is None:
             return
         if self._line_due():
@@ -107,6 +109,10 @@ class EpochBar:
             self._pace.last_line = monotonic()
         self._pace.seconds += self._seconds()
         self._pace.nb_steps += self._done - self._first_step
+
+    def _speed(self) -> float | None:
+        seconds = self._seconds()
+        return self._nb_images / seconds if seconds > 0 and self._nb_images else None
 
     def _seconds(self) -> float:
         return monotonic() - self._start
@@ -119,19 +125,20 @@ class EpochBar:
         return number % every == 0 or number == self._nb_epochs or silence >= SILENCE
 
     def _state(self) -> str:
-        """clf 0.1234 kd 0.0456 total 0.168  812 img/s  left 0:01:23  run 1:12:00"""
+        """clf 0.1234 kd 0.0456 total 0.168  812 img/s  left 0:01:23  task 0:05:00  run 1:12:00"""
         losses = self._losses() if callable(self._losses) else self._losses
         parts = [" ".join(f"{name} {loss:.4g}" for name, loss in losses.items())]
-        seconds = self._seconds()
-        if seconds > 0 and self._nb_images:
-            parts.append(f"{self._nb_images / seconds:.0f} img/s")
+        seconds, speed = self._seconds(), self._speed()
+        if speed is not None:
+            parts.append(f"{speed:.0f} img/s")
         left = (self._nb_epochs - self._epoch) * self._nb_steps - self._done  # steps of the phase
         steps = self._pace.nb_steps + self._done - self._first_step
         if left > 0 and steps:
             parts.append(f"left {duration((self._pace.seconds + seconds) / steps * left)}")
-        of_run = self._run_left(1 - left / (self._nb_epochs * self._nb_steps)) if self._nb_steps else None
-        if of_run is not None:
-            parts.append(f"run {duration(of_run)}")
+        later = self._time_left(1 - left / (self._nb_epochs * self._nb_steps)) if self._nb_steps else None
+        if later is not None:
+            of_task, of_run = later
+            parts += [f"task {duration(of_task)}", f"run {duration(of_run)}"]
         return "  ".join(part for part in parts if part)
 
 

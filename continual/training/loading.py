@@ -4,6 +4,7 @@ import errno
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Loader:
         """Raises LoadingFailed if the workers cannot start."""
         if isinstance(self.dataset, InMemory):
             return map(self._laid_out, self.dataset.batches(self.batch_sampler))
-        return map(self._on_device, self._started())
+        return map(self._on_device, self._fetched(self._started()))
 
     def _laid_out(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         if not self.loading.channels_last:
@@ -59,6 +60,14 @@ class Loader:
     def _on_device(self, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
         images, labels = (part.to(self.loading.device, non_blocking=True) for part in batch)
         return self._laid_out((self.dataset.finish(images), labels))
+
+    def _fetched(self, batches: Iterator[list[Tensor]]) -> Iterator[list[Tensor]]:
+        """A worker that is killed while it hands over a batch breaks the connection, and PyTorch says so a moment later."""
+        try:
+            yield from batches
+        except (ConnectionError, EOFError) as error:
+            time.sleep(1.0)  # in which the words of PyTorch arrive: see `watch.forget_workers`
+            raise _of_workers(error, self.loading.num_workers) from error
 
     def _started(self) -> Iterator[list[Tensor]]:
         """Workers that no SIGTERM or Ctrl-C reaches.
@@ -95,12 +104,17 @@ TOO_LITTLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 @contextmanager
 def naming_workers(num_workers: int) -> Iterator[None]:
-    """A failure of data loading's workers, which PyTorch may raise at any moment, becomes a LoadingFailed."""
+    """A failure of data loading's workers, which PyTorch may raise at any moment, becomes a LoadingFailed.
+
+    It is the last: whatever has failed, no other one may come between while that is written down.
+    """
     try:
         yield
-    except (RuntimeError, MemoryError, OSError, DataError) as error:
+    except BaseException as error:
+        watch.forget_workers()
+        known = isinstance(error, RuntimeError | MemoryError | OSError | DataError)
         little = isinstance(error, OSError) and error.errno in TOO_LITTLE
-        if num_workers and (little or WORKERS_FAILED.search(str(error))):
+        if num_workers and known and (little or WORKERS_FAILED.search(str(error))):
             raise _of_workers(error, num_workers) from error
         raise
 
