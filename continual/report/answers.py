@@ -32,8 +32,8 @@ def parts(found: Study) -> Exhibit:
         "learned later (newer) or earlier (older). The parts add up to the error.",
         Table(["after task", "error", *names.values()], rows, digits=2),
         figure,
-        f"At the end {last['within']:.1f} of {100 - last['right']:.1f} points of error are within tasks and {between:.1f} between "
-        f"them, {last['newer']:.1f} towards newer and {last['older']:.1f} towards older tasks.",
+        f"At the end {last['within']:.1f} of {100 - last['right']:.1f} points of error are within tasks and {between:.1f} "
+        f"between them, {last['newer']:.1f} towards newer and {last['older']:.1f} towards older tasks.",
     )
 
 
