@@ -31,7 +31,7 @@ def cost(past: Past) -> Chapter:
 def _steps(past: Past) -> list[list[Any]]:
     """What begins the row of every evaluation: its number, task, phase and epoch."""
     if not past.evaluations:
-        raise CheckpointError("nothing was evaluated yet")
+        raise CheckpointError("evaluations.jsonl tells of no evaluation (yet)")
     rows = []
     for number, record in enumerate(past.evaluations, start=1):
         rows.append([number, record["task"] + 1, record.get("phase"), record.get("epoch", -1) + 1])

@@ -19,7 +19,7 @@ from continual.report.inside import FAILS, describe
 from continual.report.reading import Past
 from continual.report.study import AFTER, Study, cells, numbered, study
 
-SHADES = [plots.COLOURS[5], plots.COLOURS[4], plots.INK]
+SHADES = [plots.COLOURS[5], plots.COLOURS[4], "#7d7d7d"]
 SMALL = 20_000_000  # bytes of a checkpoint, up to which several threads only wait for each other
 
 

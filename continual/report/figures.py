@@ -24,7 +24,7 @@ from PIL import Image
 from continual.seeing.tables import amount
 
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # told apart by colour-blind eyes too
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX"  # one more than colours, so that pairs of both do not come again soon
 DASHES = ["-", "--", ":", "-."]
 INK, FAINT = "#1b1f24", "#d8dce1"  # letters and axes; the grid
 ON_DARK, ON_BRIGHT = "#fefefe", "#010101"  # letters on the cells of a map
@@ -101,7 +101,7 @@ def curves(
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     key(figure)
     return figure
 
@@ -138,8 +138,8 @@ def heat(
         for i, j in zip(*np.nonzero(~np.isnan(values)), strict=True):
             bright = norm(values[i, j]) > 0.6
             text, ink = f"{values[i, j]:.0f}", ON_BRIGHT if bright else ON_DARK
-            ax.text(j, i, text, ha="center", va="center", fontsize=8, color=ink)
-    for at in breaks if len(breaks) <= 50 else ():
+            ax.text(j, i, text, ha="center", va="center", fontsize=8, color=ink, in_layout=False)
+    for at in breaks if len(breaks) <= 20 else ():
         for line in (ax.axhline, ax.axvline):
             line(at - 0.5, color=ON_DARK, linewidth=0.6)
     _ticks(ax, [short(name) for name in names] or [str(i + 1) for i in range(nb)], both=True)
@@ -153,8 +153,10 @@ def heat(
 
 def _ticks(ax: Axes, names: Sequence[str], *, both: bool = False) -> None:
     """A name for every place of the x-axis, or for some of them where they are many; upright where they are long."""
-    every = -(-len(names) // 25)
-    ticks = range(0, len(names), every)
+    wide = max(map(len, names), default=0) > 3
+    most = 25 if wide else 17
+    every = next((step for step in (1, 2, 5, 10, 20, 25, 50, 100) if step * most >= len(names)), -(-len(names) // most))
+    ticks = range(0 if every == 1 or wide else every - 1, len(names), every)
     shown = [names[tick] for tick in ticks]
     long = sum(map(len, shown)) > 50 or max(map(len, shown), default=0) > 6
     ax.set_xticks(ticks, shown, rotation=90 if long else 0)
@@ -220,7 +222,7 @@ def falls(best: Sequence[float], last: Sequence[float], learned: Sequence[float]
     ax.plot(at, learned, "_", color=INK, markersize=size + 3, label="when learned", clip_on=False)
     ax.plot(at, last, "o", color=colour(1), markersize=size, label="now", clip_on=False)
     ax.set(xlabel="task", ylabel="accuracy (%)", ylim=(0, 100), xlim=(0.4, len(best) + 0.6))
-    ax.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     key(figure)
     return figure
 
@@ -238,7 +240,7 @@ def spreads(lines: Sequence[Curve], *, xlabel: str, ylabel: str) -> Figure:
         shown = {"linestyle": DASHES[line.place // len(COLOURS) % len(DASHES)] if many else "none", "linewidth": 1.2}
         ax.errorbar(x, line.y, yerr=line.band, label=short(line.label, 60), capsize=0 if many else 2.5, **style, **shown)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     key(figure)
     return figure
 
@@ -277,7 +279,7 @@ def gallery(images: np.ndarray, under: np.ndarray, names: Sequence[object]) -> F
     ax.imshow(sheet, extent=(0, sheet.shape[1], sheet.shape[0], 0), interpolation="none")
     for row, column in zip(*np.nonzero(~np.isnan(under)), strict=True):
         at = (column * (side + 1) + side / 2, row * (side + line) + side)
-        ax.text(*at, f"{under[row, column]:.2f}", ha="center", va="top", fontsize=7.5)
+        ax.text(*at, f"{under[row, column]:.2f}", ha="center", va="top", fontsize=7.5, in_layout=False)
     ax.set(xlim=(0, nb_places * (side + 1)), ylim=(sheet.shape[0], 0), xticks=[])
     ax.set_yticks([row * (side + line) + side / 2 for row in range(nb_rows)], [short(name) for name in names])
     ax.tick_params(length=0)

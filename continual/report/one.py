@@ -24,6 +24,9 @@ def chapters(past: Past) -> list[Chapter]:
     from continual.report.exemplars import exemplars  # here, because it takes seconds to import, for models
 
     rest = [results(past), classes(past), training(past), cost(past), exemplars(past), told(past)]
+    found = reached(past)
+    if found and found.nb_tasks > past.nb_tasks:
+        past.fault(f"evaluations.jsonl tells of the ends of {past.nb_tasks} of {found.nb_tasks} tasks; lines are missing")
     return [Chapter("The run", [overview(past)], past.faults), *rest]
 
 

@@ -21,6 +21,7 @@ from continual.runs.folders import PLACE
 INDEX, EXHIBITS, MARK = "index.html", "exhibits", '<meta name="generator" content="continual.report">'
 CELLS = 2500  # of a table that the page shows; the rest is in the files
 OPEN_ROWS = 12  # of a table that needs no click
+LINES = 8  # on what is missing, that need no click
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
@@ -120,7 +121,7 @@ def _deep(pasts: Sequence[Past]) -> list[Chapter]:
     firsts = [("", pasts[0])] if len(pasts) == 1 else several.first_of_each(pasts)
     found = []
     for name, past in firsts:
-        of = f" ({name}{': ' if len(firsts) > 1 or name else ''}{one.title(past)})" if name else ""
+        of = f" ({name}: {one.title(past)}, its lowest seed)" if name else ""
         try:
             found += [replace(chapter, title=chapter.title + of) for chapter in deep.chapters(past)]
         except Refused as refused:
@@ -242,7 +243,9 @@ def _sublinks(chapter: Chapter) -> str:
 
 def _chapter(number: int, chapter: Chapter, shown: Sequence[str]) -> str:
     missing = "".join(f"<li>{html.escape(line)}</li>" for line in chapter.missing)
-    said = f'<ul class="missing" aria-label="What is missing">{missing}</ul>' if missing else ""
+    said = f'<ul class="missing" aria-label="What is missing">{missing}</ul>\n' if missing else ""
+    if len(chapter.missing) > LINES:
+        said = f"<details><summary>{len(chapter.missing)} remarks on what is missing</summary>{said}</details>\n"
     return (
         f'<section aria-labelledby="chapter-{number}">\n<h2 id="chapter-{number}">{html.escape(chapter.title)}</h2>\n{said}'
         f'<div class="exhibits">{"".join(shown)}</div>\n</section>\n'

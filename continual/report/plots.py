@@ -1,7 +1,4 @@
-"""How the pictures of "where errors come from" are drawn: without a ground, in colours that stand on white and on black.
-
-Five inches wide, so that letters can be read on a small screen; up to fifty tasks.
-"""
+"""How the pictures of "where errors come from" are drawn, in the style of figures.py; up to fifty tasks."""
 
 from collections.abc import Sequence
 
@@ -11,19 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # told apart by colour-blind eyes too
-MARKERS = "osD^vP"
-INK, FAINT = "#7d7d7d", "#80808040"  # letters and axes; the grid
-WIDTH = 5.0  # inches
-NUMBERS_UP_TO = 10  # rows of a matrix; in larger ones numbers would be too small to read
-STYLE = {
-    **{"font.size": 9.0, "axes.titlesize": 9.0, "axes.labelsize": 9.0, "legend.fontsize": 8.0, "text.parse_math": False},
-    **{"font.family": ["DejaVu Sans"], "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK},
-    **{"xtick.color": INK, "ytick.color": INK, "xtick.labelsize": 8.0, "ytick.labelsize": 8.0, "grid.color": FAINT},
-    **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True},
-    **{"legend.frameon": False, "svg.fonttype": "none", "figure.constrained_layout.use": True, "lines.linewidth": 1.8},
-    **{"figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "axes.titlecolor": INK},
-}
+from continual.report.figures import COLOURS, INK, MARKERS, NUMBERS_UP_TO, ON_BRIGHT, ON_DARK, STYLE, WIDTH
+
 styled = matplotlib.rc_context(STYLE)
 
 
@@ -116,7 +102,7 @@ def matrices(
         if max(each.shape) <= NUMBERS_UP_TO:
             for i, j in zip(*np.nonzero(~np.isnan(each)), strict=True):
                 shade = image.cmap(image.norm(each[i, j]))
-                ink = "#010101" if 0.3 * shade[0] + 0.6 * shade[1] + 0.1 * shade[2] > 0.5 else "#fefefe"
+                ink = ON_BRIGHT if 0.3 * shade[0] + 0.6 * shade[1] + 0.1 * shade[2] > 0.5 else ON_DARK
                 ax.text(j, i, f"{each[i, j]:.{digits}f}", ha="center", va="center", fontsize=8, color=ink)
         some(ax.set_xticks, columns)
         some(ax.set_yticks, rows)

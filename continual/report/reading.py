@@ -168,14 +168,14 @@ def _read(logs: Path | None, checkpoints: Path | None, label: str, series: Path 
     for name, side in (("logs", past.logs), ("checkpoints", past.checkpoints)):
         if side is None:
             past.fault(f"the {name} of {past.folder} are gone")
-    past.changed = _part(past, past.folder / STORED, lambda text: dict(yaml.safe_load(text) or {}), {})
+    past.changed = _part(past, past.folder / STORED, _options, {})
     defaults = flat(Options())
     past.changed = {key: value for key, value in past.changed.items() if _plain(value) != _plain(defaults.get(key))}
     past.options = {key: _plain(value) for key, value in {**defaults, **past.changed}.items()}
     if past.logs:
         past.evaluations = list(_records(past))
         past.status = _part(past, past.logs / STATUS, json.loads, {})
-        past.classes = _part(past, past.logs / CLASSES, json.loads, [])
+        past.classes = _part(past, past.logs / CLASSES, _classes, [])
         if past.status.get("status") == "done":
             past.summary = _part(past, past.logs / SUMMARY, json.loads, None)
     return past
@@ -193,6 +193,18 @@ def _part(past: Past, path: Path, read: Callable[[str], Any], otherwise: Any) ->
     except (*UNREADABLE, yaml.YAMLError, Refused) as error:
         past.fault(f"{path} cannot be read ({' '.join(str(error).split())[:200]})")
     return otherwise
+
+
+def _options(text: str) -> dict[str, Any]:
+    found = yaml.safe_load(text)
+    if not isinstance(found, dict) or not found:
+        raise ValueError("it holds no options")
+    return found
+
+
+def _classes(text: str) -> list[dict[str, Any]]:
+    kinds = {"label": int, "name": str, "task": int}
+    return [{**row, **{key: kind(row[key]) for key, kind in kinds.items()}} for row in json.loads(text)]
 
 
 def _records(past: Past) -> Iterator[dict[str, Any]]:

@@ -83,11 +83,12 @@ def all_figures(past: Past) -> Exhibit:
         ["last accuracy, top 5", found.get("acc5", found.get("test_acc5")), None],
         ["top 5, mean", found.get("mean_acc5"), None],
     ]
-    ends = "at the end" if past.done else f"after {outcome(past).nb_tasks} task(s), not at the end"
+    nb = outcome(past).nb_tasks
     return Exhibit(
         "figures",
         "The figures of the run",
-        f"In percent, {ends}; task unknown: the answer is one of all classes seen, task known: one of the image's own task.",
+        f"In percent, after {nb} task{'s' if nb > 1 else ''}; task unknown: the answer is one of all classes seen, task known: "
+        "one of those of the image's own task.",
         Table(["", *KINDS], rows, digits=4),
     )
 
