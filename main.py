@@ -21,12 +21,13 @@ from continual import rehearsal
 from continual.jobs import distributed
 from continual.jobs.launch import Job
 from continual.randomness import seed_of, seeded
-from continual.runs import opening
+from continual.runs import looking, opening
 from continual.runs.experiment import Experiment, Here
 from continual.runs.greeting import budget
 from continual.runs.ledger import EVALUATION, EXEMPLARS
 from continual.runs.run import Run
-from continual.runs.series import Part, Series
+from continual.runs.series import Part
+from continual.runs.sweep import series_of
 from continual.tasks import Phase, Remembering, Task
 from continual.training import evaluation
 
@@ -36,9 +37,10 @@ def main(options: Options) -> int:
     with Job() as job:
         here = Here(job.join(options), job.stop)
         if not job.ended_before:
-            series = Series(options)
+            series = series_of(options, job.stop)
             for part in series.to_evaluate() if options.run.eval else series.to_train():
-                part.summary = evaluate_only(part, here) if options.run.eval else train(part, here)
+                with part:
+                    part.summary = evaluate_only(part, here) if options.run.eval else train(part, here)
     return job.exit_code
 
 
@@ -50,7 +52,7 @@ def train(part: Part, here: Here) -> dict[str, Any]:
         for task in exp.tasks[run.position.task :]:
             learn_task(run, exp, task)
         return run.report.finish(
-            nb_parameters=nb_parameters(run),
+            nb_parameters=run.nb_parameters(),
             nb_exemplars=len(run.memory),
             seconds=run.seconds(),
             seconds_saving=exp.store.seconds,
@@ -94,7 +96,8 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase) -> None:
     for epoch in range(run.position.epoch, phase.epochs):
         how = {"nb_epochs": phase.epochs, "nb_steps": trainer.nb_steps, "first_step": run.position.step}
         with run.report.epoch(title, epoch=epoch, time_left=time_left, **how) as bar:
-            for _, nb_images in run.ledger.training(trainer.steps(epoch, run.position.step), task, phase.name):
+            steps = run.ledger.training(trainer.steps(epoch, run.position.step), task, phase.name)
+            for _, nb_images in run.noting(steps, task):
                 bar.step(nb_images * distributed.nb_processes(), trainer.sums.means)
                 run.move(step=run.position.step + 1)
                 exp.stop_if_asked(run, task, after_step=True)
@@ -161,16 +164,17 @@ def evaluate(run: Run, exp: Experiment, task: Task, *, final: bool = False) -> N
         phase=run.last["phase"],
         lr=run.last["lr"],
         train_losses=run.last["losses"],
-        nb_parameters=nb_parameters(run),
+        nb_parameters=run.nb_parameters(),
         nb_exemplars=len(run.memory),
         token_distances=run.model.token_distances(),
     )
 
 
 def evaluate_only(part: Part, here: Here) -> dict[str, Any]:
-    """Score a run as it stands, and show it; nothing is trained or written."""
+    """Score a run as it stands, and show it, by task and by class; nothing is trained, and nothing of the run written."""
     with opening.to_look_at(part.options, part.place, here) as (run, exp, task):
-        return run.report.show(scores(run, exp, task), task=task)
+        found = scores(run, exp, task, kept := [])
+        return looking.show(run.report, found, exp.answered(task, kept), exp, task)
 
 
 def scores(run: Run, exp: Experiment, task: Task, kept: list | None = None) -> evaluation.Scores:
@@ -187,11 +191,6 @@ def scores(run: Run, exp: Experiment, task: Task, kept: list | None = None) -> e
             before_batch=partial(exp.stop_if_asked, run, task),
             kept=kept,
         )
-
-
-def nb_parameters(run: Run) -> int:
-    """Of the model as it stands, whatever is frozen."""
-    return sum(p.numel() for p in run.model.parameters())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     options = continual.configure("options/data/digits_2-2.yaml", "options/model/digits_dytox.yaml", seed=1)
     summary = continual.train(options)
     trained = continual.load("logs/digits/...")
+    trained.predict(["image.png"])
     continual.register_method("lwf", LwF); continual.main()      # in a script that takes the place of main.py
 
 Importing it is quick, and neither it nor building a model touches signals, process groups or folders.
@@ -37,7 +38,7 @@ def main() -> None:
     from continual.options import parse_or_exit
 
     options = parse_or_exit()
-    sys.exit(_story().main(options))
+    sys.exit(story().main(options))
 
 
 def configure(*files: str | Path, **changes: Any) -> Options:
@@ -61,14 +62,15 @@ def train(options: Options | Mapping[str, Any]) -> dict[str, Any]:
     """
     from continual.jobs import distributed, watch
     from continual.runs.experiment import Here
-    from continual.runs.series import Series
+    from continual.runs.sweep import series_of
 
     options = configure(**options) if isinstance(options, Mapping) else options
-    story = _story()
+    experiment = story()
     device = distributed.start(options.run.device, timeout=options.run.process_timeout)
-    series, here = Series(options), Here(device, watch.Never())
+    series, here = series_of(options, watch.Never()), Here(device, watch.Never())
     for part in series.to_train():
-        part.summary = story.train(part, here)
+        with part:
+            part.summary = experiment.train(part, here)
     distributed.stop()
     return series.figures
 
@@ -76,12 +78,23 @@ def train(options: Options | Mapping[str, Any]) -> dict[str, Any]:
 def load(folder: str | Path, *, task: int | None = None) -> Trained:
     """Load what a run has learned, from its log or checkpoint folder: `model, memory, options, classes = load(folder)`.
 
-    task: as it was at the end of this task (from 0), if that checkpoint was kept; default: the newest. Nothing is written.
+    What it gives also has `predict` and `preprocess`; see `Trained`. task: as it was at the end of this task (from 0), if that
+    checkpoint was kept; default: the newest. Nothing is written.
     Raises CheckpointError.
     """
     from continual.runs.loading import load as load_run
 
     return load_run(Path(folder), task=task)
+
+
+def load_exported(folder: str | Path) -> Trained:
+    """The model of a folder that `python -m continual.export` made, as `load` gives it; its memory is empty.
+
+    Raises CheckpointError.
+    """
+    from continual.runs.bundle import read
+
+    return read(Path(folder))
 
 
 def benchmark(options: Options) -> Benchmark:
@@ -155,8 +168,8 @@ def register_metric(name: str, metric: Callable[..., float]) -> None:
     METRICS.add(name, metric)
 
 
-def _story() -> Any:
-    """main.py as a module, whatever else is called main."""
+def story() -> Any:
+    """main.py as a module, whatever else is called main: the experiment, for who runs a part of it."""
     spec = importlib.util.spec_from_file_location("continual_main", MAIN)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

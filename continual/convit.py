@@ -7,7 +7,6 @@ Letters:  B batch   N patches   s = sqrt(N) patches a side   D embed_dim   H hea
 """
 
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -187,6 +186,8 @@ class SAB(nn.Module):
         if gated:
             self.attn = GPSA(dim, nb_heads, grid=grid, locality_strength=locality_strength)
         else:
+            from timm.layers import Attention
+
             self.attn = Attention(dim, num_heads=nb_heads, qkv_bias=False)
         self.norm2 = NORMS[norm](dim)
         self.mlp = MLP(dim)

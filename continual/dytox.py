@@ -215,6 +215,19 @@ def rename_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def to_released(model: DyTox) -> dict[str, Tensor]:
+    """The weights under their names in a released checkpoint: what `from_released` builds the model from again.
+
+    Raises ValueError if the released code has no such model.
+    """
+    if not isinstance(model, DyTox) or not hasattr(model.encoder, "sabs") or not hasattr(model.encoder.sabs[0].attn, "qk"):
+        raise ValueError("the released code has DyTox on ConViT alone")
+    of_heads = ("heads.0.", "head.") if model.ind_clf == "" else ("heads.", "head.")
+    names = {name: name.removeprefix("encoder.") for name in model.state_dict()}
+    renamed = {name: new.replace(*of_heads, 1) if new.startswith("heads.") else new for name, new in names.items()}
+    return {renamed[name]: value.detach().clone() for name, value in model.state_dict().items()}
+
+
 def from_released(
     state_dict: Mapping[str, Tensor], *, nb_classes: list[int] | None = None, ind_clf: str | None = None
 ) -> DyTox:

@@ -178,6 +178,10 @@ class Memory:
         """Exemplars of one class in one replica's memory, once `nb_seen` classes are known."""
         return self.memory_size // self.nb_replicas // (self.nb_classes or nb_seen)
 
+    def most(self) -> int:
+        """Exemplars of the class that has most, in one replica's memory."""
+        return max((int(((self.y == c) & (self.replica == r)).sum()) for r, c in self._groups()), default=0)
+
     def check(self, nb_classes: int) -> None:
         """Raise OptionsError if at the end some class would go without an exemplar."""
         needed = nb_classes * self.nb_replicas

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import resource
+import runpy
 import socket
 import subprocess
 import sys
@@ -56,15 +57,11 @@ def _process(argv: list[str], environment: dict[str, str], output: str, most_byt
     import main
     from continual.options import parse_or_exit
 
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    how = {"mode": "w", "encoding": environment.get("PYTHONIOENCODING"), "closefd": False}
-    sys.stdout, sys.stderr = open(1, **how), open(2, **how)  # noqa: SIM115
+    _print_to(output, environment.get("PYTHONIOENCODING"))
     os.environ.update(environment)
-    multiprocessing.current_process()._config["daemon"] = False  # it may have workers of its own
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    os.fsync = lambda file: None  # killing a process loses nothing of what it wrote; only a machine that fails does
     faults.install()
     if ALL not in os.environ:
         few_digits()
@@ -73,6 +70,31 @@ def _process(argv: list[str], environment: dict[str, str], output: str, most_byt
         sys.modules["outside"] = importlib.util.module_from_spec(spec)  # as a script's classes are found in __main__
         spec.loader.exec_module(sys.modules["outside"])
     sys.exit(main.main(parse_or_exit(argv)))
+
+
+def _print_to(output: str | Path, encoding: str | None = None) -> None:
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    how = {"mode": "w", "encoding": encoding, "closefd": False}
+    sys.stdout, sys.stderr = open(1, **how), open(2, **how)  # noqa: SIM115
+    multiprocessing.current_process()._config["daemon"] = False  # it may have workers of its own
+
+
+def _script(path: str, argv: list[str], output: str) -> None:
+    _print_to(output)
+    sys.argv = [path, *argv]
+    runpy.run_path(path, run_name="__main__")
+
+
+def script(path: Path, argv: Sequence[str]) -> str:
+    """What `python PATH ARGV` prints, in a process that has imported everything else already; it has to end well."""
+    output = path.with_suffix(".output")
+    process = SERVER.Process(target=_script, args=(str(path), list(argv), str(output)))
+    process.start()
+    process.join(TIMEOUT)
+    assert process.exitcode == 0, output.read_text()
+    return output.read_text()
 
 
 class Job:

@@ -4,9 +4,8 @@ import json
 import os
 import pickle
 import random
-import subprocess
-import sys
 
+import jobs
 import pytest
 import torch
 
@@ -205,7 +204,7 @@ def test_sealed_manifests_of_strangers(store):
     save(store, 1)
     path = save(store, 2).with_suffix(".json")
     manifest = json.loads(path.read_text()) | {"serial": "high"}
-    manifest["seal"] = checkpoint._seal(manifest)
+    manifest["seal"] = checkpoint.seal(manifest)
     path.write_text(checkpoint._as_text(manifest))
     number, _, heard = loaded(store)
     assert number == 1 and "it has no serial" in heard[0]
@@ -229,12 +228,14 @@ def test_lock_where_nothing_can_be_written(tmp_path):
 
 def test_disk_full(tmp_path):
     """In a process of its own: the limit would hold for pytest, too."""
-    script = f"""
+    script, folder = tmp_path / "script.py", tmp_path / "checkpoints"
+    folder.mkdir()
+    script.write_text(f"""
 import resource, sys, torch
 from pathlib import Path
 from continual.runs.checkpoint import Store
 from continual.errors import CheckpointError
-store = Store(Path({str(tmp_path)!r}))
+store = Store(Path({str(folder)!r}))
 how = dict(identity={{}}, task=0, finished_task=False)
 store.save({{"x": torch.zeros(10)}}, name="small", **how)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -243,12 +244,11 @@ try:
 except CheckpointError as error:
     print(error)
 print(store.load()[0]["x"].numel())
-"""
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=os.getcwd(), check=True)
-    message, number = result.stdout.splitlines()
+""")
+    message, number = jobs.script(script, []).splitlines()
     assert "could not write" in message and "File too large; the last checkpoint is" in message
     assert number == "10"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000001-small.json", "000001-small.pt", "newest"]
+    assert sorted(path.name for path in folder.iterdir()) == ["000001-small.json", "000001-small.pt", "newest"]
 
 
 def test_due(store, monkeypatch):

@@ -1,11 +1,11 @@
 """Encoders under DyTox and under a growing classifier: tokens, gradients, freezing, and what is refused."""
 
 import pytest
+import timm
 import torch
 
 from continual import encoders
 from continual.dytox import freeze
-from continual.encoders import timm_encoder
 from continual.errors import DataError, OptionsError
 from continual.methods import method_of
 from continual.options import Options, parse
@@ -119,10 +119,8 @@ def test_weights_that_cannot_be_fetched(monkeypatch):
 
 def test_weights_are_asked_for(monkeypatch):
     asked = []
-    create = timm_encoder.timm.create_model
-    monkeypatch.setattr(
-        timm_encoder.timm, "create_model", lambda name, pretrained, **wish: asked.append(pretrained) or create(name, **wish)
-    )
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **wish: asked.append(pretrained) or create(name, **wish))
     build(options_for("timm:test_resnet", "--pretrained"))
     build(options_for("timm:test_resnet"))
     assert asked[0] is True and asked[-1] is False

@@ -120,7 +120,7 @@ def test_old_checkpoints_are_silent_about_their_data(copied):
         manifest = json.loads(path.read_text())
         for key in (*checkpoint.OF_THE_DATA, "mean", "std"):
             del manifest["identity"][key]
-        manifest["seal"] = checkpoint._seal(manifest)
+        manifest["seal"] = checkpoint.seal(manifest)
         path.write_text(checkpoint._as_text(manifest))
     argv = ["--resume", str(checkpoints(copied / "stopped")), "--data-path", str(copied / "data")]
     for changed, told in (["--mean", "0.5"], "mean was None, is [0.5]"), (["--increment", "1"], "increment was 2, is 1"):

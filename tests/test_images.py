@@ -3,15 +3,14 @@
 import os
 import re
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
+import jobs
 import numpy as np
 import pytest
 import torch
-from jobs import finish, for_bash, run
+from jobs import finish, run
 from made_up import write_cifar10, write_image_tree
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
@@ -593,11 +592,8 @@ def test_the_example_of_the_readme_tests_on_other_images_than_it_trains_on(tmp_p
     train, test = ({image.tobytes() for image in part.x} for part in (bench.train_samples, bench.test_samples))
     assert len(train) == 200 and len(test) == 40 and not train & test
     (tmp_path / "stripes.py").write_text(script)
-    command = [sys.executable, str(tmp_path / "stripes.py"), "--data-set", "stripes", *tiny(tmp_path)]
-    env = for_bash({"PYTHONPATH": str(ROOT)})
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "stripes: 4 classes in 2 tasks" in done.stdout
+    said = jobs.script(tmp_path / "stripes.py", ["--data-set", "stripes", *tiny(tmp_path)])
+    assert "stripes: 4 classes in 2 tasks" in said
 
 
 def test_a_mixed_folder_trains_from_the_command_line(tmp_path):

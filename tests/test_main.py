@@ -22,6 +22,7 @@ from continual.datasets import IMAGENET100_WNIDS
 from continual.jobs import watch
 from continual.options import MAY_DIFFER, flat, parse
 from continual.runs.experiment import Here, benchmark_of
+from continual.runs.run import Run
 from continual.runs.series import Series
 from continual.training import engine
 
@@ -330,4 +331,4 @@ def test_several_class_orders_each_start_from_the_options(tmp_path):
 def test_parameters_are_counted_whatever_is_frozen():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1, bias=False))
     model[0].requires_grad_(False)
-    assert main.nb_parameters(SimpleNamespace(model=model)) == 3 * 4 + 4 + 4
+    assert Run.nb_parameters(SimpleNamespace(model=model)) == 3 * 4 + 4 + 4

@@ -544,3 +544,10 @@ finally: assert not heavy & set(sys.modules)
 def test_no_two_sections_share_a_name():
     names = [section.__name__ for section in SECTIONS.values()]
     assert all(name.endswith("Options") and getattr(module, name) for name in names) and len({*names}) == len(names)
+
+
+def test_the_options_of_methods_are_known_without_timm():
+    code = "import sys\nfrom continual.options import parse_or_exit\n"
+    code += "try: parse_or_exit()\nfinally: print(sorted({'torch', 'timm', 'torchvision'} & set(sys.modules)), file=sys.stderr)"
+    found = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0 and found.stderr == "['torch']\n"

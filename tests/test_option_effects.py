@@ -192,6 +192,7 @@ def observe(tmp_path_factory):
 
             def noting_save(store, state, **named):
                 observer.note("saves", named["name"])
+                return store.folder / "none.pt"
 
             def noting_prepare(*args):
                 exp = prepare(*args)
@@ -418,6 +419,7 @@ ELSEWHERE = {
     "data_path": "a place; test_main.py",
     "skip_corrupt": "test_datasets.py",
     "global_memory": "the opposite of distributed_memory; test_options.py",
+    "branch": "another run to begin from; test_branch.py",
     "options": "the files themselves; test_options.py",
     "name": "a place; test_main.py",
     "log_category": "a place; test_main.py",
@@ -425,6 +427,10 @@ ELSEWHERE = {
     "output_basedir": "a place; test_main.py",
     "device": "a place",
     "seeds": "several runs in one; test_main.py",
+    "sweep": "several runs in one; test_sweep.py",
+    "sweep_draws": "which runs a sweep has; test_sweep.py",
+    "sweep_tasks": "how far the runs of a sweep go; test_sweep.py",
+    "sweep_prune": "which of them go on; test_sweep.py",
     "resume": "one call, not the experiment; test_main.py",
     "resume_anyway": "one call, not the experiment",
     "start_task": "one call, not the experiment; test_main.py",
@@ -491,7 +497,7 @@ def train(tmp_path_factory):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(main, "learn", noting_learn)
-            patch.setattr(Store, "save", lambda store, state, **named: None)
+            patch.setattr(Store, "save", lambda store, state, **named: store.folder / "none.pt")
             patch.setattr(experiment, "load", LOAD)
             summary = run_of(replace(Options(), **dict(items)), tmp_path_factory.mktemp("run"))
         weights["end"] = flat_weights(runs[-1].model)

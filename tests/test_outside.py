@@ -1,20 +1,19 @@
 """The README's examples: scripts that register something of their own, and the cells of a notebook."""
 
 import json
-import multiprocessing
 import os
 import re
-import runpy
 import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import jobs
 import numpy as np
 import pytest
 import torch
-from jobs import ROOT, SERVER, TIMEOUT, checkpoints, for_bash, logs, states
+from jobs import ROOT, checkpoints, for_bash, logs, states
 
 import continual
 from continual.errors import CheckpointError, OptionsError
@@ -61,19 +60,9 @@ def places(folder: Path) -> list[str]:
     return ["--log-path", str(folder / "logs"), "--output-basedir", str(folder / "checkpoints")]
 
 
-def as_script(path: str, argv: list[str]) -> None:
-    """What `python PATH ARGV` does, in a process that has imported everything else already."""
-    sys.argv = [path, *argv]
-    multiprocessing.current_process()._config["daemon"] = False
-    runpy.run_path(path, run_name="__main__")
-
-
 def alone(path: Path, argv: list[str], folder: Path) -> list[dict]:
     """Run a script as one process; the lines of its evaluations."""
-    process = SERVER.Process(target=as_script, args=(str(path), [*argv, "--device", "cpu"]))
-    process.start()
-    process.join(TIMEOUT)
-    assert process.exitcode == 0
+    jobs.script(path, [*argv, "--device", "cpu"])
     return [json.loads(line) for line in (logs(folder) / "evaluations.jsonl").read_text().splitlines()]
 
 

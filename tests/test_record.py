@@ -212,7 +212,7 @@ def test_a_metric_that_fails_is_one_line(outside, tmp_path, metric, told):
     report = Report(tmp_path, nb_tasks=1, console=False)
     with pytest.raises(OptionsError, match=f"^metric odd: it failed: {re.escape(told)}"):
         evaluate(report, 0, 0.5)
-    assert not report.begun
+    assert not report.nb_bytes
 
 
 @pytest.mark.parametrize("names", [["acc"], ["accs"], ["matrix_known"], ["loss_clf"], ["runs"], ["mine", "mine_known"]])

@@ -1,13 +1,17 @@
 """What a run's data are, in a few words: equal only for the same images under the same labels, in the same order."""
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from continual.datasets import Benchmark, Samples
+from continual.randomness import seed_of
 
 BLOCK = 4096  # images hashed at once
+MOST_FILES = 10_000  # of a split, whose contents are looked at
 
 
 def of_data(benchmark: Benchmark) -> dict[str, Any]:
@@ -46,3 +50,35 @@ def digest(samples: Samples) -> str:
         else:
             found.update(repr(x.shape[1:]).encode() + x.tobytes())
     return found.hexdigest()
+
+
+def looked_at(samples: Samples, seed: int, split: str) -> np.ndarray:
+    """Rows (k,) of the images that `per_image` is to look at: all, or of too many files as many as `MOST_FILES`, drawn."""
+    nb = len(samples.y)
+    if samples.x.dtype.kind != "U" or nb <= MOST_FILES:
+        return np.arange(nb)
+    rng = np.random.default_rng(seed_of(seed, "looked at", split))
+    return np.sort(rng.choice(nb, MOST_FILES, replace=False))
+
+
+def per_image(samples: Samples, root: str | None) -> np.ndarray:
+    """A digest of every image alone: (n,) uint64. Of a file it covers its path and what it holds; one that is gone has 0."""
+
+    def of_file(path: str) -> int:
+        try:
+            with open(os.path.join(root or "", path), "rb") as file:
+                return _short(f"{path}\0".encode("utf-8", "surrogateescape") + file.read())
+        except OSError:
+            return 0
+
+    x = samples.x
+    if x.dtype.kind == "U":
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(of_file, x.tolist()))
+    else:
+        found = [_short(repr(image.shape).encode() + image.tobytes()) for image in x]
+    return np.array(found, dtype=np.uint64)
+
+
+def _short(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")

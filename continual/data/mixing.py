@@ -1,7 +1,6 @@
-"""Mixup and cutmix of a batch (timm's), with a keyed draw and for any batch size."""
+"""Mixup and cutmix of a batch (timm's, imported where it is used), with a keyed draw and for any batch size."""
 
 import torch
-from timm.data import Mixup
 from torch import Tensor
 
 from continual.options import AugmentOptions
@@ -15,6 +14,8 @@ class Mixing:
     """
 
     def __init__(self, options: AugmentOptions, *, nb_classes: int, smoothing: float):
+        from timm.data import Mixup
+
         self.mixup = Mixup(
             mixup_alpha=options.mixup,
             cutmix_alpha=options.cutmix,

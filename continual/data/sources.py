@@ -91,6 +91,12 @@ def find(data_set: str) -> Source:
     raise OptionsError(f"data_set: unknown {data_set!r}; {hint}")
 
 
+def upright(data_set: str) -> bool:
+    """Whether the files of a data set are turned as EXIF says; so are those of one that is not registered here."""
+    known = {**SOURCES, **DATA_SETS.outside()}.get(data_set.lower())
+    return known is None or known.upright
+
+
 def root_of(source: Source, data_path: str | None) -> str | None:
     """The folder of the data as an absolute path, or None. Raises OptionsError when the source needs one and there is none."""
     if data_path:

@@ -2,9 +2,7 @@
 
 import difflib
 
-import timm
 import torch
-from timm.layers import Format
 from torch import Tensor, nn
 
 from continual.errors import DataError, OptionsError
@@ -19,6 +17,8 @@ class TimmEncoder(nn.Module):
     """
 
     def __init__(self, name: str, *, input_size: int, embed_dim: int, drop: float = 0.0, drop_path: float, pretrained: bool):
+        from timm.layers import Format
+
         super().__init__()
         self.embed_dim = embed_dim
         self.body = _features_of(name, input_size=input_size, drop_path=drop_path, pretrained=pretrained)
@@ -51,6 +51,8 @@ class TimmEncoder(nn.Module):
 
 
 def _features_of(name: str, *, input_size: int, drop_path: float, pretrained: bool) -> nn.Module:
+    import timm
+
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise OptionsError(f"model: timm has no {name!r}" + (f"; it has {', '.join(near)}, ..." if near else ""))

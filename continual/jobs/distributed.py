@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from continual.errors import OptionsError, Refused
 from continual.jobs import watch
-from continual.jobs.watch import collective, wire
+from continual.jobs.watch import alone, collective, together, wire  # noqa: F401 (others find `alone` here)
 
 T = TypeVar("T")
 
@@ -30,10 +30,10 @@ def start(device: str, *, timeout: float = 1800.0, deterministic: bool = True) -
     Raises OptionsError if CUDA is asked for and absent, or the environment is no address.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return _device(device, deterministic)
+        return device_of(device, deterministic)
     patience = timedelta(seconds=timeout)
     store, own_rank, size = _meet(patience)
-    chosen = _device(device, deterministic)  # now that whoever has none can tell the others
+    chosen = device_of(device, deterministic)  # now that whoever has none can tell the others
     with collective():
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=patience)
@@ -54,7 +54,8 @@ def _meet(patience: timedelta) -> tuple[dist.Store, int, int]:
     return store, own_rank, size
 
 
-def _device(name: str, deterministic: bool) -> torch.device:
+def device_of(name: str, deterministic: bool = True) -> torch.device:
+    """The device that the option `device` names. Raises OptionsError if CUDA is asked for and absent."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = torch.device(name)
@@ -85,7 +86,7 @@ def _order_kernels(deterministic: bool) -> None:
 
 def stop() -> None:
     """Leave the process group, once every process is ready to."""
-    if dist.is_initialized():
+    if together():
         barrier()
         watch.end()
         dist.destroy_process_group()
@@ -111,11 +112,11 @@ def kept(name: str) -> str | None:
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if together() else 0
 
 
 def nb_processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if together() else 1
 
 
 def is_main() -> bool:
@@ -123,7 +124,7 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    if dist.is_initialized():
+    if together():
         with collective():
             dist.barrier()
 
@@ -153,7 +154,7 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 def share_buffers(model: nn.Module) -> None:
     """Give every process the main one's running statistics (batch norm): those of replica 0."""
-    if dist.is_initialized():
+    if together():
         with collective():
             for module in batch_norms(model):
                 for buffer in module.buffers(recurse=False):
@@ -162,7 +163,7 @@ def share_buffers(model: nn.Module) -> None:
 
 def sum_over_processes(values: Tensor) -> Tensor:
     """The same tensor, summed over processes, in place. Any shape."""
-    if dist.is_initialized():
+    if together():
         with collective():
             dist.all_reduce(values)
     return values
@@ -170,7 +171,7 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 def of_all_processes(value: T) -> list[T]:
     """What every process gives, by rank; on every process."""
-    if not dist.is_initialized():
+    if not together():
         return [value]
     values: list[Any] = [None] * nb_processes()
     with collective():
@@ -184,7 +185,7 @@ def gather_rows(rows: Tensor) -> list[Tensor] | None:
     n_r may differ and be 0; F counts only where there are rows. They travel one process after another, and nobody but the main
     process holds more than its own.
     """
-    if not dist.is_initialized():
+    if not together():
         return [rows]
     device = wire()
     shapes: list[Any] = [None] * nb_processes()
@@ -205,7 +206,7 @@ def gather_rows(rows: Tensor) -> list[Tensor] | None:
 
 def from_main(value: Any) -> Any:
     """What the main process holds as `value`, on every process."""
-    if not dist.is_initialized():
+    if not together():
         return value
     box = [value]
     with collective():
@@ -230,7 +231,7 @@ def main_first(function: Callable[[bool], T]) -> T:
     first = int(os.environ.get("LOCAL_RANK", rank())) == 0
     result, refused = _attempt(lambda: function(True)) if first else (None, None)
     of_all = [refused]
-    if dist.is_initialized():
+    if together():
         of_all = [None] * nb_processes()
         with collective():
             dist.all_gather_object(of_all, refused)

@@ -36,6 +36,25 @@ def collective(what: str = "") -> Iterator[None]:
         raise LostProcess(what + first_sentence[:300]) from error
 
 
+_alone = False
+
+
+def together() -> bool:
+    """Whether this process works with others of its job."""
+    return dist.is_initialized() and not _alone
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works as if it were the only one; nothing there may wait for the others."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def wire() -> str:
     """The device that tensors must be on to travel between processes."""
     return "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -72,7 +91,7 @@ class StopSignal:
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop. All processes must call it together, and get the same answer."""
-        if not dist.is_initialized():
+        if not together():
             return self.requested
         requested = torch.tensor(float(self.requested), device=wire())
         with collective():

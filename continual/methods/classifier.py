@@ -54,7 +54,7 @@ class Extractor(nn.Module):
         """(B, N, D) -> (B, D)"""
         if self.pooling == "mean":
             return patches.mean(dim=1)
-        token = self.class_token.expand(len(patches), -1, -1)
+        token = self.class_token.expand(patches.shape[0], -1, -1)  # not len(), which an export would take for a constant
         if self.pooling == "attention":
             for block in self.blocks:
                 token = block(token, patches)

@@ -22,11 +22,12 @@ import yaml
 
 from continual.errors import CheckpointError, OptionsError, Refused, plain
 from continual.files import replacing
-from continual.options import own
+from continual.options import own, sweeping
 from continual.options.schema import (
     FIELDS,
     FOLLOWS,
     IGNORED,
+    KEPT_BY_A_BRANCH,
     PATHS,
     PER_CALL,
     SECTIONS,
@@ -34,6 +35,7 @@ from continual.options.schema import (
     Conflict,
     Options,
     Section,
+    branched,
     check_installed,
     flat,
     resumed,
@@ -58,6 +60,8 @@ def parse(argv: Sequence[str]) -> Options:
     given = [*(_layer(_read_yaml(path)) for path in paths), command]
     resume, where = {key: value for layer in given for key, value in layer.items()}.get("resume", ("", ""))
     stored = []
+    if resume and "branch" in command:
+        raise OptionsError(f"{where}: branch, resume: a run that is resumed is a branch already, or none")
     if resume:
         folder, file = resumed(resume)
         if file and not file.endswith(".pt"):
@@ -66,7 +70,29 @@ def parse(argv: Sequence[str]) -> Options:
             raise OptionsError(f"{where}: resume: no such folder: {resume}")
         if (path := Path(folder, STORED)).exists():
             stored = [_layer(_read_yaml(path))]
-    return _build(*stored, *given)
+    branch, where = {key: value for layer in given for key, value in layer.items()}.get("branch", ("", ""))
+    if branch and not resume:
+        return _branch(branched(branch)[0], where, given)
+    options = _build(*stored, *given)
+    if options.run.sweep:
+        sweeping.points(options, replace)  # all of them must do
+    return options
+
+
+def _branch(folder: str, where: str, given: Sequence[Layer]) -> Options:
+    """Options above those of the run to branch from. Raises OptionsError if it is none, or for a key that a branch keeps."""
+    path = Path(folder, STORED)
+    if folder and not path.exists():
+        raise OptionsError(f"{where}: branch: {folder} is not the folder of a run: it has no {STORED}")
+    stored = [_layer(_read_yaml(path))] if folder else []
+    options = _build(*stored, *given)
+    if folder:
+        before, now = flat(_build(*stored)), flat(options)
+        for key in (key for key in KEPT_BY_A_BRANCH if before[key] != now[key]):
+            place = next((layer[key][1] for layer in reversed(given) if key in layer), where)
+            told = f"{shown(before[key])} in the run to branch from, not {shown(now[key])}: {KEPT_BY_A_BRANCH[key]}"
+            raise OptionsError(f"{place}: {key}: {told}")
+    return options
 
 
 def parse_or_exit(argv: Sequence[str] | None = None) -> Options:

@@ -469,11 +469,22 @@ class RunOptions(Section):
     device: str = option("auto", "auto (cuda if there is one, else cpu), cpu, cuda or cuda:N")
     seed: int = option(0, "seed of every random draw", NOT_NEGATIVE)
     seeds: tuple[int, ...] = option((), "one run per seed; results as mean and standard deviation", NOT_NEGATIVE)
+    sweep: tuple[str, ...] = option(
+        (), "key=a,b,c ...: one run for every combination, or of draws from them and from ranges a..b, on held-out images"
+    )
+    sweep_draws: int | None = option(None, "with sweep: so many points, drawn; none: all of a grid", COUNT)
+    sweep_tasks: int = option(3, "with sweep: tasks that are learned", COUNT)
+    sweep_prune: bool = option(False, "with sweep: after each task only the better half goes on")
     resume: str = option(
         "", "folder to continue from, exactly, or one checkpoint in it, FILE.pt; its stored options come below --options"
     )
     resume_anyway: bool = option(False, "resume with other options than the stored ones; the epoch under way begins again")
     start_task: int = option(0, "with resume: index of the first task to train", NOT_NEGATIVE)
+    branch: str = option(
+        "",
+        "RUN@TASK: begin from the end of that task (from 0) of another run, which stays as it is; its options come below "
+        "--options",
+    )
     max_task: int | None = option(None, "stop after so many tasks", COUNT)
     save_every_epoch: int | None = option(None, "epochs between checkpoints; none: see save_every_minutes", COUNT)
     save_every_minutes: float = option(5.0, "minutes between checkpoints", POSITIVE)
@@ -485,6 +496,7 @@ class RunOptions(Section):
         "", "Weights & Biases: log to this project (or entity/project), too, as WANDB_MODE and wandb login say; empty: do not"
     )
     eval: bool = option(False, "with resume: evaluate only")
+    predictions: str = option("", "with eval: write what is answered on every test image to this file, as CSV")
     eval_every: int | None = option(50, "epochs between evaluations; none: after each task only", COUNT)
     process_timeout: float = option(
         1800.0, "seconds without an answer from another process before the job ends", within=TIMEOUT
@@ -503,10 +515,19 @@ class RunOptions(Section):
         require(len(set(self.seeds)) == len(self.seeds), "seeds", f"a seed stands twice in {list(self.seeds)}")
         reason = f"{shown(self.wandb)} is no project, nor entity/project"
         require(not self.wandb or WANDB_PROJECT.fullmatch(self.wandb) is not None, "wandb", reason)
-        last = self.max_task is None or self.start_task < self.max_task
+        last = self.max_task is None or self.start_task < self.max_task + self.eval  # the end of the last can be evaluated
         require(last, "start_task, max_task", f"task {self.start_task} (counted from 0) comes after the last")
         for key in ("start_task", "eval", "resume_anyway"):
             require(bool(self.resume) or not getattr(self, key), f"{key}, resume", f"{key} needs resume: DIR")
+        for key in ("sweep_draws", "sweep_prune"):
+            require(bool(self.sweep) or not getattr(self, key), f"{key}, sweep", f"{key} needs sweep: key=value,value,...")
+        require(not (self.sweep and self.branch), "sweep, branch", "a sweep learns the first tasks, and a branch the last ones")
+        folder, task = branched(self.branch)
+        reason = f"{shown(self.branch)} is not RUN@TASK: a folder of a run, and a task counted from 0"
+        require(not self.branch or (folder != "" and task >= 0), "branch", reason)
+        reason = f"a branch from the end of task {task} has nothing to learn in {self.max_task} task(s)"
+        require(not self.branch or self.max_task is None or task + 1 < self.max_task, "branch, max_task", reason)
+        require(self.eval or not self.predictions, "predictions, eval", "they are written by an evaluation alone")
         reason = "a checkpoint says by itself where to go on; give its folder, or leave start_task out"
         require(not (self.start_task and resumed(self.resume)[1]), "start_task, resume", reason)
 
@@ -623,20 +644,36 @@ FOLLOWS: dict[str, tuple[str, Callable[[Any], Any]]] = {  # a key -> another tha
     "amp": ("no_amp", lambda value: value == "off"),
 }
 
-PER_CALL = frozenset({"options", "resume", "resume_anyway", "start_task", "eval"})  # of one call, not of the experiment
+PER_CALL = frozenset(
+    {"options", "resume", "resume_anyway", "start_task", "eval", "predictions"}
+)  # of one call, not of the experiment
 MAY_DIFFER = PER_CALL | {
     *("eval_batch_size", "num_workers", "pin_mem", "data_path", "device", "replicas_at_once", "max_task"),
-    *("name", "output_basedir", "log_path", "log_category", "eval_every", "dist_eval", "process_timeout"),
+    *("name", "output_basedir", "log_path", "log_category", "branch", "eval_every", "dist_eval", "process_timeout"),
+    *("sweep", "sweep_draws", "sweep_tasks", "sweep_prune"),
     *("save_every_epoch", "save_every_minutes", "keep_checkpoints", "keep_task_checkpoints", "keep_predictions"),
     *("tensorboard", "wandb"),
 }  # what a resumed run may change without becoming another experiment
 
-PATHS = frozenset({"options", "data_path", "output_basedir", "log_path", "resume"})
+PATHS = frozenset({"options", "data_path", "output_basedir", "log_path", "resume", "branch", "predictions"})
 IGNORED = "local_rank"  # on the command line: old launchers pass it, while this one reads the environment
 STORED = "options.yaml"  # of a folder to resume from
 
 SWITCHES = {"weight_align": "wa", "nme": "icarl", "retrain_scratch": "joint"}  # options that make up one method
 WITHOUT_DYTOX = frozenset({"finetuning", "rehearsal", "icarl", "wa", "podnet", "bic", "der"})
+
+
+KEPT_BY_A_BRANCH = {  # key -> why
+    **{
+        f.name: "the model is the one that was trained"
+        for f in fields(ModelOptions)
+        if f.name not in ("method", "drop", "drop_path")
+    },
+    **dict.fromkeys(("data_set", "validation", "skip_corrupt"), "it learns the rest of the same images"),
+    **dict.fromkeys(("initial_increment", "increment", "class_order"), "it learns the rest of the same tasks"),
+    **dict.fromkeys(("mean", "std"), "the model was trained on images normalised so"),
+    "seed": "runs of other seeds would share the tasks before, and seem to differ by less than they do",
+}
 
 
 def flat(options: Options) -> dict[str, Any]:
@@ -680,6 +717,18 @@ def check_installed(options: Options) -> None:
     spec = find_spec("wandb")
     if spec is None or spec.origin is None:  # a folder of that name, as wandb itself leaves
         raise OptionsError("wandb: not installed; pip install wandb (or --wandb none)")
+
+
+def branched(branch: str) -> tuple[str, int]:
+    """The folder and the task (from 0) of RUN@TASK; -1 for no task."""
+    folder, _, task = branch.rpartition("@")
+    return folder, int(task) if re.fullmatch("[0-9]{1,6}", task) else -1
+
+
+def branch_inside(branch: str, label: str) -> str:
+    """Of the branch of a series that of one of its runs; none stays none."""
+    folder, task = branched(branch)
+    return f"{folder}/{label}@{task}" if branch else ""
 
 
 def resumed(path: str) -> tuple[str, str]:

@@ -160,7 +160,7 @@ def logits(found: Study) -> Exhibit | None:
         "constant shift stands between them. The table has the mean logit of the true class for the images of every task.",
         Table(["after task", "of task", "true class", *names.values()], rows, digits=2),
         figure,
-        f"At the end the right side leads by {old:.2f} on old images and by {new:.2f} on new ones.",
+        f"At the end the right side, old or new, leads by {old:.2f} on old images and by {new:.2f} on new ones.",
     )
 
 

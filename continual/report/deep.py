@@ -111,7 +111,8 @@ def verdict(found: Study) -> Exhibit:
         "verdict",
         "Which fault dominates",
         "Each column is the error after a task: the part that one constant on the newest task's logits would undo, what new "
-        "linear heads on the same features would undo beyond that, and the rest; a diagnosis, since both are fitted for it.",
+        "linear heads on the same features would undo beyond that, and the rest; a diagnosis, since both are fitted for it. "
+        "New heads are known for the checkpoints looked into.",
         Table(header, rows),
         figure,
         f"After task {tasks[-1] + 1}: {told[-1].name}. {told[-1].sentence} "

@@ -1,8 +1,8 @@
 """Which fault a model's errors come from most, from a handful of numbers.
 
 features destroyed          an encoder that no longer gives what it gave when the old tasks were learned
-bias to new classes         logits of the newest classes are too high: one constant undoes at least half of the error
-features kept, heads lost   new linear heads on the same features undo at least half of the error
+bias to new (old) classes   logits of the newest classes are too high (low): one constant undoes half of the error
+features kept, heads lost   new linear heads on the same features undo half of the error
 within-task                 most errors are between classes of one task, and new heads do not undo them
 tasks not told apart        most errors are between tasks, and neither constant nor new heads undo them
 healthy                     few errors
@@ -11,7 +11,8 @@ healthy                     few errors
 from dataclasses import dataclass
 from typing import NamedTuple
 
-HEALTHY, DESTROYED, BIAS, HEADS = "healthy", "features destroyed", "bias to new classes", "features kept, heads lost"
+HEALTHY, DESTROYED, HEADS = "healthy", "features destroyed", "features kept, heads lost"
+BIAS, OLD_BIAS = "bias to new classes", "bias to old classes"
 WITHIN, BETWEEN = "within-task", "tasks not told apart"
 FEW = 5.0  # percent of errors
 WORTH = 5.0  # points by which a probe of trained features must beat one of untrained ones to say anything
@@ -24,7 +25,8 @@ NONE = float("nan")
 class Evidence:
     """After one task, in percent of test images; NaN for what is not known.
 
-    within, newer, older: the parts of the error. shifted: accuracy with the best constant on the newest task's logits.
+    within, newer, older: the parts of the error. shifted: accuracy if the best constant is subtracted from the newest task's
+    logits, constant: this one.
     own, probe: accuracy of the model and of new linear heads on the same images. then, now, untrained: accuracy of a linear
     probe on the images of old tasks, by the features that each had when it was learned, by those of now, and by those of a
     model that was never trained, always among the same classes. cka: mean over the old tasks, in [0, 1].
@@ -34,6 +36,7 @@ class Evidence:
     newer: float
     older: float
     shifted: float = NONE
+    constant: float = 0.0
     own: float = NONE
     probe: float = NONE
     then: float = NONE
@@ -76,10 +79,11 @@ def diagnosis(evidence: Evidence) -> Verdict:
     if _lost(e):
         return Verdict(DESTROYED, _of_features(e))
     if e.by_constant >= half:
+        name, way = (BIAS, "high") if e.constant > 0 else (OLD_BIAS, "low")
         return Verdict(
-            BIAS,
+            name,
             f"Of {e.error:.1f} points of error, one constant on the logits of the newest task undoes {e.by_constant:.1f}: the "
-            "images are still told apart, but the newest classes score too high or too low beside the old ones.",
+            f"images are still told apart, but the newest classes score too {way} beside the old ones.",
         )
     if e.by_heads >= half:
         return Verdict(

@@ -119,9 +119,19 @@ def constants(best: np.ndarray, right: np.ndarray, tasks: Sequence[int]) -> np.n
     """One constant for each of these tasks, to be subtracted from its logits, so that most answers are right; else 0. (T,)
 
     best: (n, T) the highest logit of each task's classes. right: (n, T) whether that class is the true one. One constant is
-    found after the other, each the best for the others as they are.
+    found after the other, each the best for the others as they are; of several, from two beginnings: none, and medians alike.
     """
-    found, rows = np.zeros(best.shape[1]), np.arange(len(best))
+    if len(tasks) == 1:
+        return _ascended(best, right, tasks, np.zeros(best.shape[1]))
+    level = np.median(best, axis=0)
+    begin = np.where(np.isin(np.arange(best.shape[1]), tasks), level - level[0], 0.0)
+    ends = [_ascended(best, right, tasks, each) for each in (np.zeros(best.shape[1]), begin)]
+    hits = [right[np.arange(len(best)), (best - each).argmax(1)].sum() for each in ends]
+    return ends[int(np.argmax(hits))]
+
+
+def _ascended(best: np.ndarray, right: np.ndarray, tasks: Sequence[int], found: np.ndarray) -> np.ndarray:
+    rows = np.arange(len(best))
     for _ in range(ROUNDS if len(tasks) > 1 else 1):
         for task in tasks:
             rest = best - found

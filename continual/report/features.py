@@ -188,22 +188,26 @@ def gaze(found: Study) -> Exhibit | None:
     looks, (tokens, images) = attention.looks(itself, patches), attention.overlap(patches)
     shown = chosen(range(patches.shape[1]), TOKENS)
     maps = attention.upscaled(patches[:, shown], inside.pixels.shape[1])
-    figure = plots.gazes(inside.pixels, maps, _of_images(found), ["image", *(f"token {token + 1}" for token in shown)])
+    figure = plots.gazes(
+        inside.pixels,
+        maps,
+        _of_images(found),
+        ["image", *(f"token {token + 1}" if len(shown) < 8 else f"{token + 1}" for token in shown)],
+    )
     rows = [[t + 1, *(100 * float(each[t]) for each in looks)] for t in range(patches.shape[1])]
     said = (
         f"A token spends {100 * looks.itself.mean():.0f} % of its attention on itself, from {100 * looks.itself.min():.0f} to "
     )
     said += f"{100 * looks.itself.max():.0f} %."
     if tokens == tokens:
-        alike = "look at much the same patches" if tokens > 0.9 else "look at different patches"
-        said += (
-            f" Two tokens' maps over one image share {100 * tokens:.0f} %, one token's over two images {100 * images:.0f} %: "
-        )
-        said += f"tokens {alike}."
+        said += f" Two tokens' maps over one image have {100 * tokens:.0f} % in common, one token's maps over two images "
+        said += f"{100 * images:.0f} %; 100 % would be the same map."
+    if looks.spread.mean() > EVEN:
+        said += f" All maps are nearly even (their entropy is {100 * looks.spread.mean():.0f} % of the most possible)."
     return Exhibit(
         "attention",
         "Where every task token looks, over the same images",
-        "Each row is a test image, each column a task's token: bright patches are those it reads most (attention of the last "
+        "Each row is a test image, each column a token: bright patches are those it reads most (attention of the last "
         "TAB, mean over heads, each map on its own scale); what is on the token itself is not in the maps but in the table. "
         "The last row is an image answered with a class of another task, if there is one.",
         Table(["token of task", "on itself (%)", "spread over the patches (% of even)", "most on one patch (%)"], rows),

@@ -94,7 +94,7 @@ def matrices(
     known = [each[~np.isnan(each)] for _, each in values]
     low, high = limits or (min(part.min() for part in known if len(part)), max(part.max() for part in known if len(part)))
     high = high if high > low else low + 1
-    height = min(3.8, 0.9 + 3.2 * len(rows) / max(1, len(columns)))
+    height = min(3.8, max(1.6, 0.9 + 3.2 * len(rows) / max(1, len(columns))))
     figure, axes = sheet(0.2 + height * len(values), len(values))
     for ax, (title, each) in zip(axes[:, 0], values, strict=True):
         image = ax.imshow(each, cmap=colours, vmin=low, vmax=high, interpolation="none", aspect="auto")
@@ -128,8 +128,9 @@ def reliability(parts: Sequence[tuple[str, object]]) -> Figure:
     for place, (label, bins) in enumerate(parts):
         edges, share = np.linspace(0, 1, len(bins.nb) + 1), 100 * bins.nb / max(1, bins.nb.sum())
         style = {"color": COLOURS[place], "marker": MARKERS[place], "clip_on": False, "zorder": 3, "linewidths": 0}
-        ax.scatter(bins.confidence, bins.accuracy, s=6 + 6 * share, label=label, alpha=0.85, **style)
-        ax.plot(bins.confidence, bins.accuracy, color=COLOURS[place], linewidth=0.8, alpha=0.6)
+        ax.scatter(bins.confidence, bins.accuracy, s=6 + 6 * share, alpha=0.85, **style)
+        line = {"color": COLOURS[place], "linewidth": 0.8, "marker": MARKERS[place], "markersize": 3}
+        ax.plot(bins.confidence, bins.accuracy, label=label, **line)
         below.stairs(share, edges, color=COLOURS[place], linewidth=1.5)
     ax.set(ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1))
     below.set(xlabel="confidence", ylabel="% of images", ylim=(0, None))

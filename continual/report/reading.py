@@ -16,7 +16,7 @@ from continual.errors import CheckpointError, Refused
 from continual.files import UNREADABLE
 from continual.options import MAY_DIFFER, STORED, Options, flat, method_of
 from continual.runs import folders, predictions
-from continual.runs.checkpoint import Store, Stored
+from continual.runs.checkpoint import ORIGIN, Store, Stored
 from continual.runs.folders import CLASSES
 from continual.runs.predictions import Predictions
 from continual.runs.record import EVALUATIONS, STATUS, SUMMARY
@@ -135,7 +135,8 @@ class Past:
     def experiment(self) -> tuple:
         """Equal for runs that differ in seed and class order alone."""
         apart = {*MAY_DIFFER, "seed", "seeds", "class_order"}
-        return tuple(sorted((key, repr(value)) for key, value in self.options.items() if key not in apart))
+        begun = repr(self.identity.get(ORIGIN, {}).get("changed", {}))  # a branch was another experiment up to there
+        return (*sorted((key, repr(value)) for key, value in self.options.items() if key not in apart), begun)
 
 
 def read(path: str | Path) -> list[Past]:
@@ -145,7 +146,7 @@ def read(path: str | Path) -> list[Past]:
     """
     side, folder, partner = folders.find(Path(path))
     logs, checkpoints = (folder, partner) if side == "logs" else (partner, folder)
-    inside = _parts(folder)
+    inside = folders.runs_inside(folder)
     if not inside:
         return [_read(logs, checkpoints, folder.name)]
     return [
@@ -157,12 +158,6 @@ def read_all(paths: list[str] | list[Path]) -> list[Past]:
     """The runs of several folders, each once. Raises CheckpointError."""
     found = {past.folder: past for path in paths for past in read(path)}
     return list(found.values())
-
-
-def _parts(folder: Path) -> list[str]:
-    """The runs of a series that have begun, by name; empty for a single run."""
-    parts = [path.parent.name for path in folder.glob("*/run.json") if path.parent.name.startswith(("seed-", "order-"))]
-    return sorted(parts, key=lambda name: [int(word) if word.isdecimal() else word for word in name.split("-")])
 
 
 def _read(logs: Path | None, checkpoints: Path | None, label: str, series: Path | None = None) -> Past:

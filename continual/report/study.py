@@ -122,7 +122,7 @@ class Study:
     def evidence(self, task: int) -> Evidence:
         """What is known after a task."""
         parts = self.splits[task].overall()
-        known = {"shifted": self.shifted[task][0]}
+        known = dict(zip(("shifted", "constant"), self.shifted[task], strict=True))
         if task in self.own:
             rows = self._test(task)
             weights = np.bincount(self.inside.samples.t[rows], minlength=self.nb_tasks)

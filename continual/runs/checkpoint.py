@@ -14,7 +14,7 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +30,9 @@ Say = Callable[[str], None]
 DIGESTS = {"training_digest": "training", "test_digest": "test"}
 OF_THE_DATA = {"classes", "normalisation", *DIGESTS}  # keys of an identity that the first runs did not write down
 
+ORIGIN = "branched_from"  # in the identity of a branch
+EARLIER = "earlier"  # in a manifest: the SHA-256 of the other checkpoints that were there
+
 _LOCKS: weakref.WeakSet[IO] = weakref.WeakSet()  # held by this process
 
 
@@ -37,6 +40,11 @@ def _let_go() -> None:
     """In a child, such as a loading worker, which may outlive this process."""
     for lock in list(_LOCKS):
         lock.close()
+
+
+def own_lock(file: IO) -> None:
+    """Have a lock end with this process, whatever children it has."""
+    _LOCKS.add(file)
 
 
 os.register_at_fork(after_in_child=_let_go)
@@ -53,7 +61,7 @@ def _as_text(manifest: dict[str, Any]) -> str:
     return json.dumps(manifest, indent=1)
 
 
-def _seal(manifest: dict[str, Any]) -> str:
+def seal(manifest: dict[str, Any]) -> str:
     """SHA-256 of a manifest without its own seal."""
     plain = {key: value for key, value in manifest.items() if key != "seal"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
@@ -86,11 +94,15 @@ def _was(stored: dict[str, Any], key: str) -> Any:
 
 def refuse_another(stored: dict[str, Any], now: dict[str, Any], *, anyway: bool = False) -> None:
     """Raise CheckpointError naming the first differences between two identities; `anyway` lets them pass."""
+    if (told := told_differences(stored, now)) and not anyway:
+        raise CheckpointError(f"the checkpoint is of another experiment: {told} (--resume-anyway goes on nevertheless)")
+
+
+def told_differences(stored: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first differences between two identities in words; empty if there are none."""
     keys = differences(stored, now)
-    if keys and not anyway:
-        told = "; ".join(_told(key, _was(stored, key), now.get(key)) for key in keys[:5])
-        more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-        raise CheckpointError(f"the checkpoint is of another experiment: {told}{more} (--resume-anyway goes on nevertheless)")
+    told = "; ".join(_told(key, _was(stored, key), now.get(key)) for key in keys[:5])
+    return told + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 def _told(key: str, was: Any, now: Any) -> str:
@@ -147,7 +159,7 @@ class Store:
         """
         try:
             self._lock = open(self.folder / "lock", "a")  # noqa: SIM115 - held as long as the process lives
-            _LOCKS.add(self._lock)
+            own_lock(self._lock)
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be written: {error.strerror}") from None
         try:
@@ -185,9 +197,9 @@ class Store:
         """
         begun = time.monotonic()
         payload = _as_bytes(state)
-        known = [] if self.untouched() else self.folder.glob("[0-9]*-*")
+        serial = self._next_serial()
         manifest = {
-            "serial": (serial := 1 + max(map(_serial, known), default=0)),
+            "serial": serial,
             "name": name,
             "task": task,
             "finished_task": finished_task,
@@ -195,10 +207,19 @@ class Store:
             "sha256": hashlib.sha256(payload).hexdigest(),
             **{"seconds": seconds, "seconds_saving": self.seconds, "spent": spent or {}},
             **(beside or {}),
+            EARLIER: {each.path.name: each.manifest["sha256"] for each in self.stored()},
             "identity": identity,
         }
-        manifest["seal"] = _seal(manifest)
+        manifest["seal"] = seal(manifest)
         path = self.folder / f"{serial:06d}-{name}.pt"
+        self._write_pair(path, payload, manifest)
+        self._clean()
+        self._saved_at = time.monotonic()
+        self._cost = self._saved_at - begun
+        self.seconds += self._cost
+        return path
+
+    def _write_pair(self, path: Path, payload: bytes, manifest: dict[str, Any]) -> None:
         try:
             _write(path, payload)
             _write(self._manifest_path(path), _as_text(manifest).encode())
@@ -209,11 +230,10 @@ class Store:
             known = self.stored()
             older = f"the last checkpoint is {known[-1].path}" if known else "there is no earlier checkpoint"
             raise CheckpointError(f"could not write {path}: {error.strerror or error}; {older}") from None
-        self._clean()
-        self._saved_at = time.monotonic()
-        self._cost = self._saved_at - begun
-        self.seconds += self._cost
-        return path
+
+    def _next_serial(self) -> int:
+        known = [] if self.untouched() else self.folder.glob("[0-9]*-*")
+        return 1 + max(map(_serial, known), default=0)
 
     def due(self, minutes: float) -> bool:
         """Whether the last save was so many minutes ago, and saving would cost less than 1 % of the time since."""
@@ -233,6 +253,26 @@ class Store:
         if newest and not (self.folder / newest).exists():
             say(f"warning: the newest checkpoint, {newest}, is gone")
         return sorted(found, key=lambda each: each.serial)
+
+    def examined(self) -> Iterator[tuple[str, dict[str, Any] | None, dict[str, Any] | None, str]]:
+        """Every payload's name, manifest and state, oldest first, None for what cannot be had, and what is wrong, in words.
+
+        The halves of a pair whose writing was interrupted are nothing wrong.
+        """
+        newest = self._newest()
+        for path in sorted({*self.folder.glob("[0-9]*.pt"), *([self.folder / newest] if newest else [])}):
+            manifest = state = None
+            told = ""
+            try:
+                manifest = _read_manifest(self._manifest_path(path))
+                state = self._read(Stored(path, manifest))
+            except FileNotFoundError:
+                told = f"{path.name}: its manifest is gone" if path.name == newest else ""
+            except UNREADABLE:
+                told = f"{path.name}: its manifest was altered or is damaged"
+            except CheckpointError as error:
+                told = str(error)
+            yield path.name, manifest, state, told
 
     def untouched(self) -> bool:
         """Whether no checkpoint was ever written here, as far as can be told: no file of any, but for half of a first one."""
@@ -255,6 +295,7 @@ class Store:
         if not start_task and self.untouched():
             return None, None
         candidates = self.stored(say)
+        ends = sorted({c.manifest["task"] for c in candidates if c.finished_task})
         if start_task:
             candidates = [c for c in candidates if c.finished_task and c.manifest["task"] == start_task - 1]
         for candidate in reversed(candidates):
@@ -266,7 +307,10 @@ class Store:
                 continue
             self.seconds = candidate.manifest["seconds_saving"]
             return state, candidate.manifest
-        wanted = f"of the end of task {start_task - 1} (--start-task {start_task})" if start_task else "to resume from"
+        wanted = "to resume from"
+        if start_task:
+            kept = f"; kept are the ends of tasks {', '.join(map(str, ends))}" if ends else ""
+            wanted = f"of the end of task {start_task - 1} (--start-task {start_task}){kept}"
         raise CheckpointError(f"{self.folder}: no valid checkpoint {wanted}")
 
     def _load_file(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -306,7 +350,8 @@ class Store:
 
     def _clean(self) -> None:
         """Remove what is not worth keeping: manifests first, so that what is left of a pair does not count."""
-        stored = self.stored()
+        few = sum(1 for _ in self.folder.glob("*.pt")) <= self.keep and not self._damaged  # all stay, whatever they are
+        stored = [] if few else self.stored()
         good = [each for each in stored if each.serial not in self._damaged]
         ends = {each.manifest["task"]: each for each in good if each.finished_task}  # the newest of each task
         kept = {each.serial for each in [*good[-self.keep :], *(ends.values() if self.keep_tasks else ())]}
@@ -346,7 +391,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     """Raises ValueError or OSError unless it is whole, to the byte."""
     text = path.read_bytes().decode()
     manifest = json.loads(text)
-    if not isinstance(manifest, dict) or manifest.get("seal") != _seal(manifest) or text != _as_text(manifest):
+    if not isinstance(manifest, dict) or manifest.get("seal") != seal(manifest) or text != _as_text(manifest):
         raise ValueError("its SHA-256 does not fit")
     for key, kind in MANIFEST.items():
         if not isinstance(manifest.get(key), kind):

@@ -4,7 +4,7 @@ Made once by `prepare`; and here, too, the moments at which a Run is saved and s
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -24,8 +24,8 @@ from continual.methods import Method, Moment, method_of
 from continual.options import Options, outside
 from continual.randomness import seed_of
 from continual.rehearsal import Memory
-from continual.runs import plan, predictions
-from continual.runs.checkpoint import Store, as_identity
+from continual.runs import evidence, folders, plan, predictions
+from continual.runs.checkpoint import ORIGIN, Store, as_identity
 from continual.runs.folders import Place
 from continual.runs.ledger import SAVING
 from continual.runs.run import LIVE, PREDICTIONS, Run
@@ -157,16 +157,19 @@ class Experiment:
         )
 
     @cached_property
-    def _of_data(self) -> dict[str, Any]:
+    def of_data(self) -> dict[str, Any]:
+        """What must be the same of the data."""
         return identity.of_data(self.benchmark)
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be of this run: options, replicas, registered names, and the data."""
+        """What must be the same for a checkpoint to be of this run: options, replicas, registered names, data, and origin."""
+        origin, _ = folders.origin(self.place)
         return {
             **as_identity(self.options),
             "registered": outside(self.options),
             "replicas": self.replicas,
-            **self._of_data,
+            **self.of_data,
+            **({ORIGIN: origin} if origin else {}),
         }
 
     def save(self, run: Run, task: Task, *, finished: bool = False) -> None:
@@ -175,7 +178,7 @@ class Experiment:
             return
         name = f"task-{task.index + 1}-finished" if finished else str(run.position)
         with run.ledger.part(SAVING):
-            self.store.save(
+            path = self.store.save(
                 {**run.state_dict(), "classes": self.benchmark.classes()},
                 name=name,
                 identity=self.identity(),
@@ -183,28 +186,46 @@ class Experiment:
                 finished_task=finished,
                 seconds=run.seconds(),
                 spent=run.ledger.state_dict(),
-                beside={PREDICTIONS: run.predictions, LIVE: run.report.live.state_dict()},
+                beside={
+                    PREDICTIONS: run.predictions,
+                    LIVE: run.report.live.state_dict(),
+                    evidence.EVALUATED: run.report.digest(),
+                    evidence.SEEN: run.images,
+                    evidence.MADE_WITH: run.made_with,
+                    evidence.TOLD: evidence.told(self.options),
+                    evidence.FINGERPRINT: run.fingerprint and run.fingerprint.state_dict(),
+                },
             )
+            evidence.witness(self.place.logs, path)
 
-    def keep_predictions(self, run: Run, task: Task, kept: Sequence[Tensor]) -> None:
-        """Write down what was answered on the test images (see `evaluation.evaluate`); all processes call it together."""
+    def answered(self, task: Task, kept: Sequence[Tensor]) -> predictions.Predictions | None:
+        """What was answered on the test images (see `evaluation.evaluate`), on the main process; None on the others.
+
+        All processes call it together. The scores are float32.
+        """
         samples, size = self.benchmark.test_samples, self.options.data.eval_batch_size
         places = np.flatnonzero(samples.t <= task.index)
         rows = evaluation.in_order(kept, len(places), size, spread=self.options.run.dist_eval)
         if rows is None:
-            return
+            return None
         answers, known = rows[:, :2].astype(np.int32).T
-        found = predictions.Predictions(
-            logits=predictions.packed(rows[:, 2:]),
+        return predictions.Predictions(
+            logits=rows[:, 2:],
             answers=answers,
             answers_known=known,
             labels=samples.y[places].astype(np.int32),
             places=places.astype(np.int32),
             sizes=np.array([each.nb_new for each in self.tasks[: task.index + 1]], dtype=np.int32),
-            digest=self._of_data["test_digest"],
+            digest=self.of_data["test_digest"],
         )
+
+    def keep_predictions(self, run: Run, task: Task, kept: Sequence[Tensor]) -> None:
+        """Write down what was answered on the test images; all processes call it together."""
+        found = self.answered(task, kept)
+        if found is None:
+            return
         with run.ledger.part(SAVING):
-            digest = predictions.write(self.place.logs, task.index, found)
+            digest = predictions.write(self.place.logs, task.index, replace(found, logits=predictions.packed(found.logits)))
         run.predictions[predictions.path_of(self.place.logs, task.index).name] = digest
 
     def save_if_due(self, run: Run, task: Task, *, epoch_done: bool = False) -> None:
@@ -259,9 +280,14 @@ def benchmark_of(options: Options, *, download: bool = True) -> Benchmark:
 
     Of several processes, which call it together, one downloads while the others wait; without `download` none does.
     """
+    benchmark = distributed.main_first(lambda first: data_of(options, download=first and download))
+    return normalised(benchmark, options.data, input_size=options.model.input_size)
+
+
+def data_of(options: Options, *, download: bool) -> Benchmark:
+    """The same, normalised by what its source says, and not by the options."""
     data = options.data
-    find = partial(
-        load,
+    return load(
         data_set=data.data_set,
         data_path=data.data_path,
         initial_increment=data.initial_increment,
@@ -270,9 +296,8 @@ def benchmark_of(options: Options, *, download: bool = True) -> Benchmark:
         validation=data.validation,
         seed=options.run.seed,
         skip_corrupt=data.skip_corrupt,
+        download=download,
     )
-    benchmark = distributed.main_first(lambda first: find(download=first and download))
-    return normalised(benchmark, data, input_size=options.model.input_size)
 
 
 def images_of(options: Options, benchmark: Benchmark, device: torch.device = CPU) -> Callable[..., Images | InMemory]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from continual.errors import CheckpointError
 from continual.files import UNREADABLE, absolute, write_json
@@ -16,6 +17,8 @@ from continual.options import STORED, Options, dump, replace, resumed
 
 PLACE = "run.json"
 CLASSES = "classes.json"
+PARTS = ("seed-", "order-", "point-")  # how the runs of a series are called
+BRANCH = "branch.json"  # in the checkpoint folder: where a branch is from
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,15 @@ def prepare(options: Options) -> tuple[Options, Place]:
     A job that torchrun starts again goes on with the run it began, so the options may come back changed.
     Raises CheckpointError if a folder cannot be made, or if there is nothing to resume.
     """
-    options = replace(options, data_path=absolute(options.data.data_path))  # wherever it is resumed
+    places = {"data_path": absolute(options.data.data_path), "branch": absolute(options.run.branch)}
+    options = replace(options, **places)  # wherever it is resumed
     begun = distributed.kept("run")
     if begun is not None:
         if distributed.kept("went back") or not os.path.exists(options.run.resume):
             return replace(options, resume=begun, start_task=0), reopen(Path(begun))
         return options, _to_resume(options.run.resume)
     if options.run.resume:
-        place = _to_resume(options.run.resume)
+        place = _to_resume(options.run.resume, only_look=options.run.eval)
     else:
         place = new_place(options, today=date.today())
         _furnish(place, options)
@@ -53,12 +57,12 @@ def prepare(options: Options) -> tuple[Options, Place]:
     return options, place
 
 
-def _to_resume(path: str) -> Place:
+def _to_resume(path: str, *, only_look: bool = False) -> Place:
     """The place of a run, from one of its folders or from one of its checkpoints. Raises CheckpointError."""
     folder, file = resumed(path)
     if file and not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such checkpoint")
-    place = reopen(Path(folder))
+    place = reopen(Path(folder), only_look=only_look)
     if file and place.checkpoints != Path(folder):
         raise CheckpointError(f"{path}: the checkpoints of this run are in {place.checkpoints}")
     return place
@@ -104,6 +108,26 @@ def prepare_inside(options: Options, place: Place) -> Options:
     return replace(options, resume="", start_task=0, resume_anyway=False)
 
 
+def inside_series(folder: Path) -> bool:
+    """Whether a run's folder lies in that of a series."""
+    return (folder.parent / PLACE).exists()
+
+
+def origin(place: Place) -> tuple[dict[str, Any] | None, int]:
+    """Where a run branched from, None if it did not; and the bytes of evaluations that it began with.
+
+    Raises CheckpointError if that was written down and cannot be read.
+    """
+    path = place.checkpoints / BRANCH
+    if not path.exists():
+        return None, 0
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return dict(content["origin"]), int(content["nb_bytes"])
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from None
+
+
 def _furnish(place: Place, options: Options) -> None:
     with _one_line():
         for folder in (place.checkpoints, place.logs):
@@ -136,11 +160,11 @@ def _one_line() -> Iterator[None]:
         raise CheckpointError(f"{error.filename or 'the folder of the run'} cannot be written: {error.strerror}") from None
 
 
-def reopen(folder: Path) -> Place:
+def reopen(folder: Path, *, only_look: bool = False) -> Place:
     """The place of a run, from its log folder or its checkpoint folder, moved or copied or not.
 
     The other folder counts only if it knows this one: a folder from a stranger cannot point anywhere. Checkpoints without
-    their logs get new ones, in a folder `logs` among them.
+    their logs get new ones, in a folder `logs` among them; with `only_look` that folder is not made.
     Raises CheckpointError if `folder` is not of a run, or is the log folder of checkpoints that are gone.
     """
     side, folder, partner = find(folder)
@@ -148,7 +172,8 @@ def reopen(folder: Path) -> Place:
         raise CheckpointError(f"{folder}: its checkpoints are no longer in {_read(folder)[1]['checkpoints']}")
     if partner is None:
         partner = folder / "logs"
-        partner.mkdir(exist_ok=True)
+        if not only_look:
+            partner.mkdir(exist_ok=True)
     return Place(folder, partner) if side == "logs" else Place(partner, folder)
 
 
@@ -167,6 +192,12 @@ def find(folder: Path) -> tuple[str, Path, Path | None]:
     beside = Path(os.path.normpath(folder / os.path.relpath(stored[other], stored[side])))  # both moved together
     found = [path for path in (beside, stored[other]) if _same_run(path, stored) and not (copied and path == stored[other])]
     return side, folder, found[0] if found else None
+
+
+def runs_inside(folder: Path) -> list[str]:
+    """The runs of a series that have begun, by name; empty for a single run."""
+    parts = [path.parent.name for path in folder.glob(f"*/{PLACE}") if path.parent.name.startswith(PARTS)]
+    return sorted(parts, key=lambda name: [int(word) if word.isdecimal() else word for word in name.split("-")])
 
 
 def _read(folder: Path) -> tuple[str, dict[str, Path]]:

@@ -9,7 +9,7 @@ from continual.errors import CheckpointError
 from continual.jobs import distributed
 from continual.options import Options, check_installed, resumed
 from continual.randomness import seeded
-from continual.runs import folders, predictions
+from continual.runs import branching, evidence, folders, looking, predictions
 from continual.runs.checkpoint import Store, as_identity, differences, refuse_another
 from continual.runs.experiment import Experiment, Here, prepare
 from continual.runs.folders import Place
@@ -54,11 +54,12 @@ def to_train(options: Options, place: Place, here: Here) -> Iterator[tuple[Run, 
 @contextmanager
 def to_look_at(options: Options, place: Place, here: Here) -> Iterator[tuple[Run, Experiment, Task]]:
     """A run as it stands at the checkpoint that `resume` and `start_task` name, and its newest task; nothing is written."""
+    looking.check(options, place)
     report = Report(None, console=distributed.is_main())
     with naming_workers(distributed.workers_of_this_process(options.data.num_workers)):
         run, exp = _made(options, place, None, here, report)
         report.say(greeting(exp, run.memory))
-        state, manifest = distributed.on_main(partial(_load, Store(place.checkpoints), options, report))
+        state, manifest = distributed.on_main(partial(_load, Store(place.checkpoints), options, report, place))
         if state is None:
             raise CheckpointError(f"{place.checkpoints}: there is no checkpoint yet to evaluate")
         _take_over(run, exp, state, manifest)
@@ -66,12 +67,32 @@ def to_look_at(options: Options, place: Place, here: Here) -> Iterator[tuple[Run
 
 
 def begin(run: Run, exp: Experiment) -> None:
-    """A new model, without tasks yet, and its checkpoint."""
+    """A new model, without tasks yet, or the one to branch from; and its checkpoint."""
+    if exp.options.run.branch:
+        _branch(run, exp)
+        return
     with seeded(*exp.key("model")):
         run.model = run.method.build().to(run.device)
     run.move(stage=run.first_step(exp.tasks[0]))
+    run.made_with = [_made_with(run)]
     distributed.on_main(partial(folders.keep_classes, exp.place, exp.benchmark.classes()))
+    _keep_images(run, exp)
     exp.save(run, exp.tasks[0])
+
+
+def _branch(run: Run, exp: Experiment) -> None:
+    """All that the other run was at the end of that task, under this run's name."""
+    manifest, changed = branching.begin(run, exp)
+    _check_classes(run, exp.benchmark.tasks)
+    _take_over_evidence(run, manifest, changed)
+    distributed.on_main(partial(folders.keep_classes, exp.place, exp.benchmark.classes()))
+    _keep_images(run, exp)
+    exp.save(run, exp.tasks[run.position.task - 1], finished=True)
+
+
+def _keep_images(run: Run, exp: Experiment) -> None:
+    seed = exp.options.run.seed
+    run.images = distributed.on_main(partial(evidence.keep_images, exp.place.checkpoints, exp.benchmark, seed))
 
 
 def resume(run: Run, exp: Experiment) -> None:
@@ -83,7 +104,7 @@ def resume(run: Run, exp: Experiment) -> None:
     """
     options, tasks = exp.options.run, exp.benchmark.tasks
     _, file = resumed(options.resume)
-    state, manifest = distributed.on_main(partial(_load, exp.store, exp.options, run.report))
+    state, manifest = distributed.on_main(partial(_load, exp.store, exp.options, run.report, exp.place))
     if state is None:
         run.report.say("this run ended before its first checkpoint: it begins from the start")
         begin(run, exp)
@@ -149,11 +170,11 @@ def _live(options: Options, place: Place) -> Live:
     return Live(boards)
 
 
-def _load(store: Store, options: Options, report: Report) -> tuple[dict, dict] | tuple[None, None]:
+def _load(store: Store, options: Options, report: Report, place: Place) -> tuple[dict, dict] | tuple[None, None]:
     """State and manifest of the checkpoint to go on from; None of both if the run ended before its first."""
     _, file = resumed(options.run.resume)
     found = store.load(start_task=options.run.start_task, file=file, say=report.say)
-    if found == (None, None) and report.begun:
+    if found == (None, None) and report.nb_bytes > folders.origin(place)[1]:  # more than a branch begins with
         raise CheckpointError(f"{store.folder}: no checkpoint is left")
     return found
 
@@ -166,11 +187,27 @@ def _take_over(run: Run, exp: Experiment, state: dict, manifest: dict) -> bool:
     run.load_state_dict(state, seconds=manifest["seconds"], spent=manifest.get("spent"))
     run.predictions = dict(manifest.get(PREDICTIONS, {}))
     run.report.live.load_state_dict(manifest.get(LIVE, {}))
+    _take_over_evidence(run, manifest, differences(manifest["identity"], now))
     if another:
         run.restart_epoch()
     _check_classes(run, exp.benchmark.tasks)
     run.report.say(f"resumed from {manifest['name']}: {run.position}")
     return another
+
+
+def _take_over_evidence(run: Run, manifest: dict, changed: list[str]) -> None:
+    """What is known of how the run was made, up to here; it goes on in this environment, with these options `changed`."""
+    run.images, run.made_with = manifest.get(evidence.SEEN, ""), list(manifest.get(evidence.MADE_WITH, []))
+    noted = manifest.get(evidence.FINGERPRINT)
+    run.fingerprint = evidence.Fingerprint(**noted) if noted else None
+    entry = _made_with(run, changed)
+    apart = {"since": "", "changed": []}
+    if changed or not run.made_with or {**run.made_with[-1], **apart} != {**entry, **apart}:
+        run.made_with.append(entry)
+
+
+def _made_with(run: Run, changed: Sequence[str] = ()) -> dict[str, Any]:
+    return {"since": str(run.position), "changed": list(changed), **evidence.environment(run.device)}
 
 
 def _check_classes(run: Run, tasks: Sequence[Task]) -> None:

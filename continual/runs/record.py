@@ -14,6 +14,7 @@ a list of rows, row i with i + 1 entries. Its value is kept as it gives it (not 
 the matrix with task unknown, as NAME_known for that with task known. It must give the same for the same matrix, always.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -184,15 +185,7 @@ class Report:
         if not self._ends:
             raise ValueError("no task has ended: nothing to sum up")
         summary = {
-            "nb_tasks": len(self._ends),
-            "nb_classes": list(self._nb_seen),
-            **_figures(self._ends),
-            **_measured(self._metrics, self._ends),
-            "acc5": _percent(metrics.accuracy_top5(self._ends[-1])),
-            "mean_acc5": _percent(fmean(metrics.accuracy_top5(scores) for scores in self._ends)),
-            "accs": [_percent(metrics.accuracy(scores)) for scores in self._ends],
-            "accs_known": [_percent(metrics.accuracy(scores, known=True)) for scores in self._ends],
-            **{f"matrix{KINDS[words]}": matrix for words, matrix in self._matrices().items()},
+            **self.measured(),
             "n_parameters": nb_parameters,
             "n_exemplars": nb_exemplars,
             "time": round(seconds, 1),
@@ -207,6 +200,25 @@ class Report:
             self.say(f"to look at it: {report_command(self.folder)}")
         return summary
 
+    def measured(self) -> dict[str, Any]:
+        """What a summary says of the accuracies at the end of every task so far."""
+        return {
+            "nb_tasks": len(self._ends),
+            "nb_classes": list(self._nb_seen),
+            **_figures(self._ends),
+            **_measured(self._metrics, self._ends),
+            "acc5": _percent(metrics.accuracy_top5(self._ends[-1])),
+            "mean_acc5": _percent(fmean(metrics.accuracy_top5(scores) for scores in self._ends)),
+            "accs": [_percent(metrics.accuracy(scores)) for scores in self._ends],
+            "accs_known": [_percent(metrics.accuracy(scores, known=True)) for scores in self._ends],
+            **{f"matrix{KINDS[words]}": matrix for words, matrix in self._matrices().items()},
+        }
+
+    def measured_at_ends(self) -> list[dict[str, Any]]:
+        """What the record of the evaluation at the end of every task says of its accuracies, but for metrics from outside."""
+        ends = [self._ends[: nb + 1] for nb in range(len(self._ends))]
+        return [{**_figures(each), **_of_the_tests(each)} for each in ends]
+
     def _matrices(self) -> dict[str, list[list[float]]]:
         """The accuracy matrices of the tasks that have ended, with task unknown and known, in percent."""
         return {words: _percents(metrics.accuracy_matrix(self._ends, known=bool(end))) for words, end in KINDS.items()}
@@ -215,12 +227,17 @@ class Report:
         """Print one evaluation without keeping it; returns its figures."""
         shown = {
             **_per_task(scores),
+            "acc5_per_task": [_percent(right / nb) for right, nb in zip(scores.top5, scores.nb, strict=True)],
             "acc": _percent(metrics.accuracy(scores)),
             "acc_known": _percent(metrics.accuracy(scores, known=True)),
+            "acc5": _percent(metrics.accuracy_top5(scores)),
         }
         self.say(f"\nTask {task.index + 1}/{self.nb_tasks}, {task.nb_seen} classes seen. Accuracy (%)")
         self.say(per_task_table(shown))
-        self.say(f"all classes seen: {shown['acc']:.2f} with the task unknown, {shown['acc_known']:.2f} with it known")
+        self.say(
+            f"all classes seen: {shown['acc']:.2f} with the task unknown (top-5 {shown['acc5']:.2f}), "
+            f"{shown['acc_known']:.2f} with it known"
+        )
         return shown
 
     @contextmanager
@@ -261,9 +278,15 @@ class Report:
             self.say(f"warning: the status {word!r} could not be written: {error}")
 
     @property
-    def begun(self) -> bool:
-        """Whether an evaluation was ever written to the folder."""
-        return self.folder is not None and self._nb_bytes > 0
+    def nb_bytes(self) -> int:
+        """Of the evaluations that were written to the folder."""
+        return 0 if self.folder is None else self._nb_bytes
+
+    def digest(self) -> str:
+        """SHA-256 of the evaluations written so far; empty without a folder."""
+        path = None if self.folder is None else self.folder / EVALUATIONS
+        content = path.read_bytes()[: self._nb_bytes] if path and path.exists() else b""
+        return hashlib.sha256(content).hexdigest() if path else ""
 
     # What a checkpoint keeps.
 

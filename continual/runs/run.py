@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from continual.errors import CheckpointError, OptionsError, one_line
 from continual.methods import Method
 from continual.rehearsal import Memory
+from continual.runs.evidence import Fingerprint
 from continual.runs.ledger import Ledger
 from continual.runs.record import Report
 from continual.tasks import TRAINING, Phase, Step, Task
@@ -56,6 +57,9 @@ class Run:
         self.last: dict[str, Any] = {}  # the last epoch that ended: epoch, phase, lr, losses
         self.ledger = Ledger(device)
         self.predictions: dict[str, str] = {}  # the digest of every file of them, by name
+        self.fingerprint: Fingerprint | None = Fingerprint()  # None of a run whose beginning nobody noted
+        self.made_with: list[dict[str, Any]] = []  # environments, each with the position since which it is that; see evidence
+        self.images = ""  # the digest of the file that holds those of single images
         self._resumed: dict[str, Any] | None = None  # of the phase under way, until it is entered
 
     def begin(self, task: Task) -> None:
@@ -89,6 +93,20 @@ class Run:
         """Move on to the method's next step, or past the last one."""
         names = [each.name for each in self.method.steps(task)]
         self.move(stage=[*names, EVALUATING][names.index(step.name) + 1], epoch=0, step=0)
+
+    def noting(self, steps: Iterator[tuple[Any, int]], task: Task) -> Iterator[tuple[Any, int]]:
+        """The same steps of training; the first ones of the run leave its fingerprint."""
+        first = self.fingerprint is not None and task.index == 0 and self.position.stage == self.first_step(task)
+        if first:
+            self.fingerprint.begin(self.model)
+        for losses, nb_images in steps:
+            if first:
+                self.fingerprint.note(losses["total"], self.model)
+            yield losses, nb_images
+
+    def nb_parameters(self) -> int:
+        """Of the model as it stands, whatever is frozen."""
+        return sum(p.numel() for p in self.model.parameters())
 
     def seconds(self) -> float:
         """Time this run took, up to now and before it was resumed."""

@@ -1,16 +1,18 @@
 """One command, several runs: every class order with every seed, each in its own folder, and their mean at the end."""
 
+import contextlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from continual.errors import CheckpointError, OptionsError
+from continual.errors import CheckpointError, NonFiniteLoss, OptionsError
 from continual.files import write_json
 from continual.jobs import distributed
-from continual.options import STORED, Options, parse, replace, to_yaml
-from continual.runs import folders
+from continual.options import STORED, Options, branch_inside, parse, replace, to_yaml
+from continual.runs import branching, folders
 from continual.runs.checkpoint import as_identity, refuse_another
 from continual.runs.folders import Place
 from continual.runs.record import read_summary
@@ -20,11 +22,30 @@ from continual.seeing.tables import report_command, summarise
 
 @dataclass
 class Part:
-    """One run of a series, or a run alone. summary: for who trains it to fill in."""
+    """One run of a series, or a run alone. summary: for who trains it, inside `with part`, to fill in.
+
+    alone: this process does it without the others of its job; where its loss is not finite, that is said, and no more.
+    """
 
     options: Options
     place: Place
     summary: dict[str, Any] | None = None
+    alone: bool = False
+
+    def __enter__(self) -> "Part":
+        self._inside = contextlib.ExitStack()
+        if self.alone:
+            if not distributed.is_main():
+                self._inside.enter_context(contextlib.redirect_stdout(io.StringIO()))  # one of them speaks
+            self._inside.enter_context(distributed.alone())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        self._inside.close()
+        if self.alone and isinstance(error, NonFiniteLoss):
+            say(f"{self.place.logs.name} diverged: {error}")
+            return True
+        return False
 
 
 class Series:
@@ -35,14 +56,21 @@ class Series:
     """
 
     def __init__(self, options: Options):
+        if options.run.branch and not options.run.resume:
+            runs = of_series(options) or {"": options}
+            distributed.on_main(partial(branching.check, [each.run.branch for each in runs.values()]))
         self.options, self.place = distributed.on_main(lambda: folders.prepare(options))
-        self.runs = of_series(self.options)
+        self.runs = self._runs()
         self.figures: dict[str, Any] | None = None
         if self.options.run.resume:
             distributed.on_main(lambda: _check_kind(self.place, self.options))
-        for key in ("start_task", "resume_anyway") if self.runs else ():
+        for key in ("start_task", "resume_anyway", "predictions") if self.runs else ():
             if getattr(self.options.run, key):
                 raise OptionsError(f"{key}: a series has several runs; resume the folder of one of them")
+
+    def _runs(self) -> dict[str, Options]:
+        """By name; empty if it is a run alone."""
+        return of_series(self.options)
 
     def to_train(self) -> Iterator[Part]:
         """The runs that are to be trained, one after another; at the end their mean is said and written."""
@@ -51,7 +79,7 @@ class Series:
             self.figures = part.summary
             return
         if self.options.run.resume:
-            distributed.on_main(lambda: _keep_options(self.place, self.options))
+            distributed.on_main(lambda: keep_options(self.place, self.options))
         summaries = []
         for number, (label, options, place) in enumerate(self._inside(), start=1):
             title = f"--- run {number} of {len(self.runs)}: {label}"
@@ -93,13 +121,13 @@ def of_series(options: Options) -> dict[str, Options]:
     orders, seeds = options.data.class_orders(), options.run.seeds or (options.run.seed,)
     if len(orders) == 1 and not options.run.seeds:
         return {}
-    return {
-        f"order-{number}-seed-{seed}" if len(orders) > 1 else f"seed-{seed}": replace(
-            options, class_order=order, seed=seed, seeds=()
-        )
-        for number, order in enumerate(orders, start=1)
-        for seed in seeds
-    }
+    runs = {}
+    for number, order in enumerate(orders, start=1):
+        for seed in seeds:
+            label = f"order-{number}-seed-{seed}" if len(orders) > 1 else f"seed-{seed}"
+            branch = branch_inside(options.run.branch, label)
+            runs[label] = replace(options, class_order=order, seed=seed, seeds=(), branch=branch)
+    return runs
 
 
 def _summary(logs: Path, options: Options) -> dict | None:
@@ -113,17 +141,22 @@ def _check_kind(place: Place, options: Options) -> None:
     """Raise CheckpointError if the folder to resume is of a single run, and the options of a series, or the other way round."""
     if not (place.checkpoints / STORED).exists():
         return
-    kinds = ["that of a series" if of_series(each) else "that of a single run" for each in (_begun_with(place), options)]
+    kinds = [_kind(each) for each in (_begun_with(place), options)]
     if kinds[0] != kinds[1]:
-        raise CheckpointError(f"{place.checkpoints}: this folder is {kinds[0]}; seeds or class_order make it {kinds[1]}")
+        told = "sweep makes" if "that of a sweep" in kinds else "seeds or class_order make"
+        raise CheckpointError(f"{place.checkpoints}: this folder is {kinds[0]}; {told} it {kinds[1]}")
+
+
+def _kind(options: Options) -> str:
+    return f"that of a {'sweep' if options.run.sweep else 'series' if of_series(options) else 'single run'}"
 
 
 def _begun_with(place: Place) -> Options:
     return parse(["--options", str(place.checkpoints / STORED)])
 
 
-def _keep_options(place: Place, options: Options) -> None:
-    """Of a resumed series. Raises CheckpointError if they make another experiment of it; seeds may join it."""
+def keep_options(place: Place, options: Options) -> None:
+    """Those of a resumed series. Raises CheckpointError if they make another experiment of it; seeds may join it."""
     begun_with = replace(_begun_with(place), seeds=options.run.seeds)
     refuse_another(as_identity(begun_with), as_identity(options))
     folders.keep_options(place, options)

@@ -38,7 +38,7 @@ def summarise(summaries: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, An
     names = [name + suffix for suffix in KINDS.values() for name in FIGURES]
     names += ["acc5", "mean_acc5", "n_parameters", "n_exemplars", "time"]
     names += [name + suffix for suffix in KINDS.values() for name in own]
-    series = {name: _spread([summary[name] for summary in summaries]) for name in names}
+    series = {name: spread([summary[name] for summary in summaries]) for name in names}
     rows = [[words, *(_mean_std(series[name + suffix]) for suffix in KINDS.values())] for name, words in FIGURES.items()]
     rows += [[name, *(_mean_std(series[name + suffix], ".4g") for suffix in KINDS.values())] for name in own]
     nb_runs = len(summaries)
@@ -109,7 +109,8 @@ def matrix_table(matrix: Sequence[Sequence[float]]) -> str:
 
 def per_task_table(record: Mapping[str, Any]) -> str:
     """The accuracies per task of one evaluation's record, ten tasks side by side; last, how far apart its task tokens are."""
-    table = _blocks({"task unknown": record["acc_per_task"], "task known": record["acc_known_per_task"]})
+    rows = {"task unknown": "acc_per_task", "top-5": "acc5_per_task", "task known": "acc_known_per_task"}
+    table = _blocks({words: record[key] for words, key in rows.items() if key in record})
     if "token_mean_dist" not in record:
         return table
     mean, least, most = (record[f"token_{name}_dist"] for name in ("mean", "min", "max"))
@@ -148,7 +149,8 @@ def _blocks(rows: Mapping[str, Sequence[float]]) -> str:
     return "\n\n".join(tables)
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation (None of one value), and the values."""
     std = round(stdev(values), 4) if len(values) > 1 else None
     return {"mean": round(fmean(values), 4), "std": std, "values": list(values)}
 

@@ -1,10 +1,12 @@
-"""How weights move: learning rates, optimizer and schedule, which are timm's."""
+"""How weights move: learning rates, optimizer and schedule, which are timm's.
+
+timm is imported where it is used, here as in whatever a method imports: it takes longer than torch, and nothing of it is
+needed to say which options the methods have.
+"""
 
 import math
 
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from continual.options import OptimOptions
@@ -24,6 +26,8 @@ FUSED = ("adamw", "adam", "sgd", "momentum", "nesterov")  # those that torch upd
 
 def build_optimizer(model: nn.Module, options: OptimOptions, lr: float) -> torch.optim.Optimizer:
     """timm's optimizer `opt` on what is not frozen; weight decay on tensors of two or more dimensions only."""
+    from timm.optim import create_optimizer_v2
+
     parameters = trained(model)
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
@@ -62,6 +66,8 @@ class Schedule:
         warmup_lr: float,
         epochs_done: int = 0,
     ):
+        from timm.scheduler import create_scheduler_v2
+
         self.scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=options.sched,

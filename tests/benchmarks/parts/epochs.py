@@ -115,7 +115,7 @@ def main(folder: Path, device: str, size: str, name: str) -> int:
     short = {"base_epochs": EPOCHS, "epochs": EPOCHS, "finetuning": "", "eval_every": None, "max_task": 2}
     place = {"log_path": str(folder / "logs"), "output_basedir": str(folder / "checkpoints"), "name": "speed", "device": device}
     options = continual.configure(*files, **changes, **short, **place, data_set="made_up_cifar")
-    return continual._story().main(options)
+    return continual.story().main(options)
 
 
 if __name__ == "__main__":

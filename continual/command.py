@@ -1,0 +1,48 @@
+"""What the commands beside main.py share: arguments, refusals in one line, exit codes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from continual.errors import OptionsError, Refused, plain
+from continual.files import absolute
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises OptionsError instead of ending the process; the docstring of a command is its help."""
+
+    def __init__(self, name: str, told: str):
+        how = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(prog=f"python -m continual.{name}", description=told, **how)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise OptionsError in the place of usage and exit."""
+        raise OptionsError(f"{message} (--help says more)")
+
+
+def answered(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """The exit code of a command; what it refuses is one line on standard error."""
+    try:
+        return command(argv)
+    except Refused as refused:
+        print(f"error: {plain(str(refused))}", file=sys.stderr)
+        return refused.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def keep_out_of(run: Sequence[Path], path: str, option: str) -> Path:
+    """The absolute path that an option names. run: the folders of one. Raises OptionsError if it lies there, or nowhere."""
+    place = Path(os.path.realpath(absolute(path)))
+    if any(place.is_relative_to(folder.resolve()) for folder in run):
+        raise OptionsError(f"{option}: {path} lies in the folder of the run, of which nothing is touched")
+    above = next(folder for folder in place.parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise OptionsError(f"{option}: {path} cannot be written: {above} is no folder, or may not be written to")
+    return place
