@@ -307,9 +307,10 @@ def test_a_run_that_has_learned_nothing(tmp_path, command):
     assert "no task has been learned yet" in found.page.text and "damaged" not in found.page.text
 
 
-@pytest.mark.parametrize(("nb_tasks", "size"), [(1, 2), (1, 100), (2, 1)])
-def test_a_run_of_one_task_or_few_classes(tmp_path, nb_tasks, size):
-    """Pictures and all."""
+@pytest.mark.parametrize(("nb_tasks", "size", "drawn"), [(1, 2, True), (1, 100, False), (2, 1, False)])
+def test_a_run_of_one_task_or_few_classes(tmp_path, request, nb_tasks, size, drawn):
+    if not drawn:
+        request.getfixturevalue("quick")
     folder = made_up(tmp_path / "run", nb_tasks=nb_tasks, size=size)
     (folder / "summary.json").write_text("{")  # damaged: the evaluations tell
     assert main([str(folder)]) == 0
@@ -319,7 +320,9 @@ def test_a_run_of_one_task_or_few_classes(tmp_path, nb_tasks, size):
 
 
 @pytest.mark.parametrize(("nb_tasks", "size"), [(10, 10), (50, 2)])
-def test_a_hundred_classes_beside_what_was_published(tmp_path, nb_tasks, size):
+def test_a_hundred_classes_beside_what_was_published(tmp_path, request, nb_tasks, size):
+    if nb_tasks < 50:
+        request.getfixturevalue("quick")
     folder = made_up(tmp_path / "run", nb_tasks=nb_tasks, size=size)
     assert main([str(folder)]) == 0
     index = tmp_path / "run-report" / "index.html"

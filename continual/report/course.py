@@ -72,8 +72,9 @@ def losses(past: Past) -> Exhibit:
 
 
 def rates(past: Past) -> Exhibit:
-    positive = any((record.get("train_lr") or 0) > 0 for record in past.evaluations)
-    table, picture = _over_evaluations(past, {"train_lr": "learning rate"}, digits=8, ylabel="learning rate", log=positive)
+    found = [record["train_lr"] for record in past.evaluations if record.get("train_lr")]
+    wide = bool(found) and 0 < 100 * min(found) < max(found)
+    table, picture = _over_evaluations(past, {"train_lr": "learning rate"}, digits=8, ylabel="learning rate", log=wide)
     return Exhibit("learning-rate", "Learning rate", "The rate of the last step before each evaluation.", table, picture)
 
 
