@@ -127,7 +127,7 @@ def test_the_cells_of_a_notebook(tmp_path, monkeypatch, capsys):
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
 
     names["images"] = torch.zeros(5, 3, 16, 16)
-    exec(re.sub(r'"logs/.*?"', repr(str(folder)), cell("continual.load(")), names)
+    exec(re.sub(r'"logs/.*?"', repr(str(folder)), cell("classes = continual.load(")), names)
     trained = continual.load(folder)
     assert names["classes"] == trained.classes and names["options"] == trained.options
     assert trained.classes == ["0", "1", "2", "3"] and len(trained.memory) == 100 and names["logits"].shape == (5, 4)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -257,3 +258,11 @@ def test_a_thousand_images_take_less_than_twenty_seconds(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1001
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
+
+
+def test_the_cell_of_the_readme(runs, files, capsys):
+    readme = (ROOT / "README.md").read_text()
+    (cell,) = [each for each in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if "trained.predict(images" in each]
+    names = {"images": files[:2]}
+    exec(re.sub(r'"logs/.*?"', repr(str(logs(runs / "two"))), cell), names)
+    assert names["x"].shape == (3, 16, 16) and len(capsys.readouterr().out.splitlines()) == 2

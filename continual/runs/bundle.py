@@ -79,7 +79,9 @@ def write(trained: Trained, folder: Path, images: Tensor, kinds: Sequence[str]) 
         return apart
     except OSError as error:
         raise Refused(f"{folder} cannot be written: {error.strerror or error}") from None
-    except (RuntimeError, ValueError, TypeError) as error:  # of what was written, when it is read back
+    except Refused:
+        raise
+    except Exception as error:  # each library has its own, for what it cannot write or read back
         raise Refused(f"nothing is kept: what was exported does not run ({one_line(error)[:300]})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
