@@ -10,12 +10,15 @@ import pytest
 from jobs import ROOT, TIMEOUT, TINY, Job, bash, run
 
 from continual.errors import OptionsError
+from continual.jobs import watch
 from continual.options import parse, replace, sweeping
+from continual.runs import sweep as sweep_module
 from continual.runs.checkpoint import Store
 from continual.runs.folders import Place
 from continual.runs.sweep import claim, standing
 
-FOUR = ["--warmup-epochs", "0", "--sweep", "lr=1e-4,0.1", "finetuning_lr=1e-4,0.1", "--sweep-tasks", "2"]
+LEARNING = ["--no-debug", "--base-epochs", "2", "--epochs", "2", "--finetuning-epochs", "1", "--warmup-epochs", "0"]
+FOUR = [*LEARNING, "--batch-size", "16", "--sweep", "lr=1e-4,0.05", "finetuning_lr=1e-4,0.05", "--sweep-tasks", "2"]
 
 
 def folders(folder):
@@ -62,13 +65,12 @@ def test_the_table(done):
     averages = [row["avg_acc"]["mean"] for row in found["points"]]
     assert averages == sorted(averages, reverse=True)
     assert {(row["options"]["lr"], row["options"]["finetuning_lr"]) for row in found["points"]} == {
-        (lr, tuned) for lr in (1e-4, 0.1) for tuned in (1e-4, 0.1)
+        (lr, tuned) for lr in (1e-4, 0.05) for tuned in (1e-4, 0.05)
     }
     said = made[(), "said"]
-    assert "Accuracy (%) on 20% of the training images, 2 task(s)" in said and re.search(
-        "rank +point +lr +finetuning_lr +average +last +forgetting", said
-    )
-    assert len({row["acc"]["mean"] for row in found["points"]}) > 1
+    assert "Accuracy (%) on 20% of the training images, 2 task(s)" in said
+    assert re.search("rank +point +lr +finetuning_lr +average +last +forgetting", said)
+    assert len({row["avg_acc"]["mean"] for row in found["points"]}) > 1
     best, row = parse(["--options", str(top(folder) / "best.yaml")]), found["points"][0]
     assert best.optim.lr == row["options"]["lr"] and best.finetune.finetuning_lr == row["options"]["finetuning_lr"]
     assert not best.run.sweep and best.data.validation == 0 and best.run.max_task == 2
@@ -90,6 +92,8 @@ def test_killed_five_times(more, tmp_path, done):
         assert resume(tmp_path, fault=fault).codes == [-signal.SIGKILL]
     assert resume(tmp_path).codes == [0]
     assert table(tmp_path) == table(of(*more))
+    for path in top(of(*more)).glob("point-*/evaluations.jsonl"):
+        assert (top(tmp_path) / path.parent.name / path.name).read_bytes() == path.read_bytes()
     assert (top(tmp_path) / "best.yaml").read_text().replace(str(tmp_path), "") == (
         (top(of(*more)) / "best.yaml").read_text().replace(str(of(*more)), "")
     )
@@ -157,6 +161,28 @@ def test_another_sweep_is_not_the_one_that_was_begun(tmp_path):
         job = resume(tmp_path, *more)
         assert job.codes == [4] and told in job.said() and job.said().count("\n") == 1, job.said()
     assert resume(tmp_path, "--start-task", "1").codes == [2]
+
+
+def test_the_ranking(tmp_path, monkeypatch, capsys):
+    """By the average accuracy over seeds; pruned points below, and those that diverged at the end."""
+    accuracies = {1: [50, 60, 80, 70, None], 2: [None, 90, 75, None, None]}  # of points 1 to 5 after so many tasks
+
+    def stands(place):
+        point, seed = int(place.logs.name.split("-")[1]), int(place.logs.name[-1])
+        known = [accuracies[nb][point - 1] for nb in (1, 2)]
+        ends = [{"avg_acc": acc + seed, "acc": acc, "forgetting": 0.0} for acc in known if acc]
+        status, code = ("failed", 5) if point > 3 else ("running", None)
+        return sweep_module.Standing(len(ends), False, status, code, ends)
+
+    monkeypatch.setattr(sweep_module, "standing", stands)
+    words = ["--sweep", "lr=1,2,3,4,5", "--sweep-tasks", "2", "--sweep-prune", "--seeds", "0", "2", *folders(tmp_path)]
+    made = sweep_module.series_of(parse(words), watch.Never())
+    assert list(made.to_train()) == []
+    rows = made.figures["points"]
+    assert [row["point"] for row in rows] == ["point-2", "point-3", "point-1", "point-4", "point-5"]
+    assert [row["tasks"] for row in rows] == [2, 2, 1, 2, 1]
+    assert rows[0]["avg_acc"] == {"mean": 91.0, "std": 1.4142, "values": [90, 92]}
+    assert "91.00 ± 1.41" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------------------- the words
