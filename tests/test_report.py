@@ -392,7 +392,6 @@ def test_damaged_logs_are_told(run, monkeypatch, name):
     words = ("is missing", "cannot be read", "damaged", "no predictions were kept", "lines are missing", "hold predictions")
     for harm in (
         None,
-        b"",
         b"\xff\xfe{",
         b"[1, 2]",
         b'{"task": 0, "acc_per_task": [1.0], "acc": 1.0, "final": true}\n{}\n',
