@@ -132,11 +132,17 @@ class Past:
         if line not in self.faults:
             self.faults.append(line)
 
+    @cached_property
+    def told(self) -> dict[str, Any]:
+        """What makes the experiment, but for seed and class order: options, and of a branch those that were changed there."""
+        apart = {*MAY_DIFFER, "seed", "seeds", "class_order"}
+        begun = self.identity.get(ORIGIN, {}).get("changed", {})  # up to there it was another experiment
+        options = {key: value for key, value in self.options.items() if key not in apart}
+        return {**options, **({"branched with": begun} if begun else {})}
+
     def experiment(self) -> tuple:
         """Equal for runs that differ in seed and class order alone."""
-        apart = {*MAY_DIFFER, "seed", "seeds", "class_order"}
-        begun = repr(self.identity.get(ORIGIN, {}).get("changed", {}))  # a branch was another experiment up to there
-        return (*sorted((key, repr(value)) for key, value in self.options.items() if key not in apart), begun)
+        return tuple(sorted((key, repr(value)) for key, value in self.told.items()))
 
 
 def read(path: str | Path) -> list[Past]:

@@ -100,7 +100,7 @@ def grouped(pasts: Sequence[Past]) -> list[Group]:
 
 def told(past: Past) -> dict[str, str]:
     """The options that make a run's experiment, as words."""
-    return {key: plain_value(past.options[key]) or "none" for key, _ in past.experiment()}
+    return {key: plain_value(value) or "none" for key, value in past.told.items()}
 
 
 def names_of(pasts: Sequence[Past]) -> list[str]:
