@@ -214,9 +214,10 @@ def test_a_path_may_begin_at_home(write, monkeypatch, tmp_path, key):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x").mkdir()
     write(f"{key}: ~/x")
+    beside = ["--eval", "--resume", str(tmp_path / "x")] if key == "predictions" else []
     for argv in ([f"--{key}", "~/x"], [f"--{key}=~/x"], ["--options", "~/some.yaml"]):
-        assert flat(parse(argv))[key] == str(tmp_path / "x")
-    assert flat(parse([f"--{key}", "~"]))[key] == str(tmp_path)
+        assert flat(parse([*argv, *beside]))[key] == str(tmp_path / "x")
+    assert flat(parse([f"--{key}", "~", *beside]))[key] == str(tmp_path)
     assert message([f"--{key}", "~nobody-here/x"]) == f"command line: {key}: no home folder is known for '~nobody-here'"
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from continual.errors import CheckpointError, NonFiniteLoss, OptionsError
+from continual.errors import CheckpointError, NonFiniteLoss, OptionsError, Preempted
 from continual.files import write_json
 from continual.jobs import distributed
 from continual.options import STORED, Options, branch_inside, parse, replace, to_yaml
@@ -45,6 +45,8 @@ class Part:
         if self.alone and isinstance(error, NonFiniteLoss):
             say(f"{self.place.logs.name} diverged: {error}")
             return True
+        if self.alone and isinstance(error, Preempted):
+            distributed.barrier()  # the others were asked to stop, too, and may take longer to save
         return False
 
 

@@ -148,6 +148,7 @@ class Sweep(Series):
     def _wait(self) -> None:
         """Others are at work on all that is left. Raises Preempted."""
         if self.stop.is_requested():
+            distributed.barrier()
             raise Preempted(f"stopped while waiting for other processes; continue with --resume {self.place.checkpoints}")
         time.sleep(PAUSE)
 

@@ -148,5 +148,6 @@ def in_order(own: Sequence[Tensor], nb_samples: int, batch_size: int, *, spread:
     found = np.empty((nb_samples, gathered[0].shape[1]), dtype=np.float32)
     for rank, of_rank in enumerate(gathered):
         indices = [index for batch in rounds(nb_samples, batch_size, spread=True, rank=rank) for index in batch]
-        found[indices] = of_rank.numpy()
+        if indices:  # a process may have had no batch, and then does not know how wide a row is
+            found[indices] = of_rank.numpy()
     return found
