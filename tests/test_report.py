@@ -589,6 +589,16 @@ def test_watching_ends_with_ctrl_c(tmp_path, command, monkeypatch):
     assert found.code == 0 and found.index == tmp_path / "run-report" / "index.html" and found.err == ""
 
 
+def test_ctrl_c_before_there_is_a_page(tmp_path, command, monkeypatch):
+    def write(*args, **how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(page, "write", write)
+    for more in ([], ["--watch"]):
+        found = command(made_up(tmp_path / f"run{len(more)}", nb_tasks=1, size=2, status="running"), *more)
+        assert found.code == 130 and found.err == found.out == ""
+
+
 def test_watching_a_series_waits_for_its_next_run(done, tmp_path, command, monkeypatch):
     folder = series_of(done, tmp_path, seeds=2)
     monkeypatch.setattr(time, "sleep", lambda seconds: (folder / "series.json").write_text("{}"))

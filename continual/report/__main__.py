@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refused as refused:
         print(plain(f"error: {refused}"), file=sys.stderr)
         return refused.exit_code
+    except KeyboardInterrupt:  # before there was a page
+        return 130
     print(plain(f"the page: {index}"))
     return 0
 

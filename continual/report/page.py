@@ -41,8 +41,8 @@ def make(wanted: Wanted) -> Path:
 
     Raises CheckpointError for what is no run, OptionsError if the page cannot be written there.
     """
+    before = None
     try:
-        before = None
         while True:
             pasts = read_all(wanted.runs)
             ended = wanted.watch is None or not any(map(_going, pasts))
@@ -56,7 +56,7 @@ def make(wanted: Wanted) -> Path:
             before = now
             time.sleep(wanted.watch)
     except KeyboardInterrupt:
-        if wanted.watch is None:
+        if before is None:
             raise
         return _folder(wanted, pasts) / INDEX
 
