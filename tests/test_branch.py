@@ -10,7 +10,7 @@ from jobs import THREE_TASKS, TINY, assert_equal, checkpoints, finish, folders, 
 from test_verify import few, verified  # noqa: F401 (a fixture)
 
 from continual.errors import OptionsError
-from continual.options import FIELDS, KEPT_BY_A_BRANCH, parse
+from continual.options import FIELDS, KEPT_BY_A_BRANCH, dump, parse, replace
 from continual.report.reading import read
 from continual.runs.checkpoint import Store
 
@@ -205,3 +205,11 @@ def test_what_it_keeps_are_options():
     assert FIELDS.keys() >= KEPT_BY_A_BRANCH.keys()
     with pytest.raises(OptionsError, match="branch: '@2' is not RUN@TASK"):
         parse(["--branch", "@2"])
+
+
+def test_a_run_may_lie_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x").mkdir()
+    dump(replace(parse([]), lr=0.25), tmp_path / "x" / "options.yaml")
+    options = parse(["--branch", "~/x@3", "--kd", "2"])
+    assert options.run.branch == f"{tmp_path}/x@3" and options.optim.lr == 0.25 and options.loss.kd == 2

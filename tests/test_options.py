@@ -209,7 +209,7 @@ def test_a_quoted_none_is_text(write, tmp_path):
     assert parse(["--name", "none"]).run.name == ""
 
 
-@pytest.mark.parametrize("key", sorted(module.PATHS - {"options"}))
+@pytest.mark.parametrize("key", sorted(module.PATHS - {"options", "branch"}))
 def test_a_path_may_begin_at_home(write, monkeypatch, tmp_path, key):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x").mkdir()

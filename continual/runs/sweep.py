@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -115,7 +114,7 @@ class Sweep(Series):
     def to_train(self) -> Iterator[Part]:
         """Every run, rung by rung if it is pruned: of those alive, the ones that this process can claim."""
         if self.options.run.resume:
-            distributed.on_main(partial(keep_options, self.place, self.options))
+            distributed.on_main(self._keep_options)
         alive, pruned = list(self.points), {}
         for nb_tasks in range(1, self.nb_tasks + 1) if self.options.run.sweep_prune else [self.nb_tasks]:
             yield from self._rung([label for name in alive for label in self._of_point[name]], nb_tasks)
@@ -125,6 +124,14 @@ class Sweep(Series):
                 pruned |= {name: nb_tasks for name in alive if name not in kept}
                 alive = [name for name in alive if name in kept]
         self._tell(pruned)
+
+    def _keep_options(self) -> None:
+        """Of a resumed sweep; not if another command, which has the same, is just doing it. Raises CheckpointError."""
+        if (self.place.checkpoints / STORED).read_text(encoding="utf-8") == to_yaml(self.options):
+            return
+        with claim(self.place.checkpoints) as claimed:
+            if claimed:
+                keep_options(self.place, self.options)
 
     def _rung(self, labels: list[str], nb_tasks: int) -> Iterator[Part]:
         """The runs of these labels up to so many tasks; ends when all are done, whoever did them."""
@@ -179,15 +186,21 @@ class Sweep(Series):
         self.figures = json.loads(json.dumps({"tasks": self.nb_tasks, "points": rows}))
         if not distributed.is_main():
             return
-        write_json(self.place.logs / "sweep.json", self.figures)
         share = self.runs[self._of_point[ranked[0]][0]].data.validation
         say(f"\nAccuracy (%) on {share:.0%} of the training images, {self.nb_tasks} task(s)\n{self._table(rows)}")
-        if "avg_acc" in rows[0]:
-            off = {"sweep": (), "sweep_draws": None, "sweep_prune": False}
-            best = replace(self.options, **off, **self.points[ranked[0]])
-            with replacing(self.place.logs / "best.yaml") as file:
-                file.write(to_yaml(best).encode())
-            say(f"\nthe best, for --options: {self.place.logs / 'best.yaml'}")
+        with claim(self.place.checkpoints) as claimed:
+            if claimed:  # else another command is just writing the same
+                self._write(ranked[0] if "avg_acc" in rows[0] else None)
+
+    def _write(self, best: str | None) -> None:
+        """best: the name of the best point; None if all diverged."""
+        write_json(self.place.logs / "sweep.json", self.figures)
+        if best is None:
+            return
+        off = {"sweep": (), "sweep_draws": None, "sweep_prune": False}
+        with replacing(self.place.logs / "best.yaml") as file:
+            file.write(to_yaml(replace(self.options, **off, **self.points[best])).encode())
+        say(f"\nthe best, for --options: {self.place.logs / 'best.yaml'}")
 
     def _table(self, rows: list[dict[str, Any]]) -> str:
         keys = list(self.points[rows[0]["point"]])
