@@ -419,6 +419,7 @@ ELSEWHERE = {
     "skip_corrupt": "test_datasets.py",
     "global_memory": "the opposite of distributed_memory; test_options.py",
     "options": "the files themselves; test_options.py",
+    "predictions": "a place; test_looking.py",
     "name": "a place; test_main.py",
     "log_category": "a place; test_main.py",
     "log_path": "a place; test_main.py",
