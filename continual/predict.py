@@ -109,10 +109,13 @@ def _paths(given: Sequence[str]) -> Iterator[str]:
 
 
 def _device(trained: Trained, name: str) -> torch.device:
-    from continual.jobs.distributed import device_of
+    """The device that was asked for; a small model is computed with one thread, as when it was trained."""
+    from continual.jobs import distributed, launch
     from continual.options import replace
 
-    return device_of(replace(trained.options, device=name).run.device)
+    device = distributed.device_of(replace(trained.options, device=name).run.device)
+    launch.spare_threads(device, trained.options)
+    return device
 
 
 def _own_rule(trained: Trained, asked: Namespace) -> Score:

@@ -421,6 +421,7 @@ ELSEWHERE = {
     "global_memory": "the opposite of distributed_memory; test_options.py",
     "branch": "another run to begin from; test_branch.py",
     "options": "the files themselves; test_options.py",
+    "predictions": "a place; test_looking.py",
     "name": "a place; test_main.py",
     "log_category": "a place; test_main.py",
     "log_path": "a place; test_main.py",

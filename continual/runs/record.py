@@ -235,8 +235,8 @@ class Report:
         self.say(f"\nTask {task.index + 1}/{self.nb_tasks}, {task.nb_seen} classes seen. Accuracy (%)")
         self.say(per_task_table(shown))
         self.say(
-            f"all classes seen: {shown['acc']:.2f} with the task unknown (top-5 {shown['acc5']:.2f}), "
-            f"{shown['acc_known']:.2f} with it known"
+            f"all classes seen: {shown['acc']:.2f} with the task unknown, {shown['acc_known']:.2f} with it known; "
+            f"top-5 {shown['acc5']:.2f}"
         )
         return shown
 
