@@ -12,7 +12,14 @@ LONG = (
     "test_train_sh",
     "test_distributed",
     "test_outside",
+    "test_report",
+    "test_verify",
+    "test_sweep",
+    "test_branch",
+    "test_board",
+    "test_deep",
     "test_main",
+    "test_export",
     "test_experiment",
 )  # minutes each
 
