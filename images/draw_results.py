@@ -24,7 +24,7 @@ COLOURS = {"DyTox": "#0072B2", "rehearsal": "#D55E00", "DyTox without distillati
 KINDS = {
     "within": ("within the task", "#56B4E9"),
     "newer": ("towards newer tasks", "#D55E00"),
-    "older": ("towards older", "#8A8A8A"),
+    "older": ("towards older tasks", "#8A8A8A"),
 }
 TIGHT = {"layout": "constrained"}
 Runs = list[dict[str, Any]]
@@ -92,6 +92,7 @@ def draw_errors() -> plt.Figure:
             below += share
         tidy(ax, f"glyphs: {method} ({told(runs)})", xlabel="after task", xticks=tasks)
     axes[0, 0].set_ylabel("wrong answers (%)")
+    axes[0, 0].margins(y=0.3)
     axes[0, 0].legend(frameon=False, fontsize=9, loc="upper left")
     return figure
 
@@ -121,19 +122,18 @@ def draw_attention() -> plt.Figure:
 
 
 def draw_cost() -> plt.Figure:
-    """Accuracy against what training took."""
-    figure, axes = plt.subplots(
-        1, len(experiments()), figsize=(5.2 * len(experiments()), 3.6), layout="constrained", squeeze=False
-    )
-    for ax, (name, methods) in zip(axes[0], experiments().items(), strict=True):
+    """Accuracy against what training took, where there is more than one method."""
+    several = {name: methods for name, methods in experiments().items() if len(methods) > 1}
+    figure, axes = plt.subplots(1, len(several), figsize=(5.6 * len(several), 3.6), squeeze=False, **TIGHT)
+    for ax, (name, methods) in zip(axes[0], several.items(), strict=True):
         for method, runs in methods.items():
             accs, flops = ([run[key] for run in runs] for key in ("avg_acc", "flops_training"))
             spread = np.std(accs, ddof=1) if len(runs) > 1 else None
             x, y = np.mean(flops) / 1e12, np.mean(accs)
             ax.errorbar(x, y, yerr=spread, fmt="o", color=COLOURS[method], ms=8, capsize=3, label=f"{method} ({told(runs)})")
-        tidy(ax, f"{name}: what an average accuracy cost", xlabel="TFLOP in training", ylabel="average accuracy (%)")
-        ax.set_xlim(left=0)
         ax.margins(0.25)
+        tidy(ax, f"{name}: accuracy and cost", xlabel="TFLOP in training", ylabel="average accuracy (%)")
+        ax.set_xlim(left=0)
         ax.legend(frameon=False, fontsize=9, loc="best")
     return figure
 

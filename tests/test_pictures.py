@@ -12,14 +12,15 @@ from PIL import Image
 
 PUBLISHED = json.loads((ROOT / "options/published.json").read_text())
 README = (ROOT / "README.md").read_text()
-DRAWN_ALONE = ["draw_method", "draw_published"]
+DRAWN = {name: (f"draw_{name}.py",) for name in ("method", "published")}
+DRAWN |= {name: ("draw_results.py", name) for name in ("results", "errors", "attention", "cost")}
 
 
-@pytest.mark.parametrize("name", DRAWN_ALONE)
+@pytest.mark.parametrize("name", DRAWN)
 def test_a_picture_is_drawn_again(name, tmp_path, monkeypatch):
-    kept, out = ROOT / "images" / f"{name.removeprefix('draw_')}.png", tmp_path / "again.png"
-    monkeypatch.setattr(sys, "argv", [name, "--out", str(out)])
-    runpy.run_path(str(ROOT / "images" / f"{name}.py"), run_name="__main__")
+    kept, out, (script, *words) = ROOT / "images" / f"{name}.png", tmp_path / "again.png", DRAWN[name]
+    monkeypatch.setattr(sys, "argv", [script, *words, "--out", str(out)])
+    runpy.run_path(str(ROOT / "images" / script), run_name="__main__")
     one, other = (np.asarray(Image.open(path).convert("RGB"), dtype=float) for path in (kept, out))
     assert one.shape == other.shape and one.std() > 10
     assert np.abs(one - other).mean() < 3  # fonts and matplotlib may differ in small things
