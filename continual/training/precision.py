@@ -23,6 +23,7 @@ def set_products(amp: str) -> None:
     precision = "tf32" if amp == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = precision
     torch.backends.cudnn.conv.fp32_precision = precision
+    torch.backends.cudnn.rnn.fp32_precision = precision  # there is none; but torch.export asks whether the two agree
 
 
 def autocast(amp: str, device: torch.device) -> AbstractContextManager:
