@@ -48,6 +48,19 @@ def test_tensor_float_32_is_on_only_where_asked_for():
         torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before
 
 
+def test_exporters_meet_the_settings_that_torch_begins_with():
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [place.fp32_precision for place in places]
+    try:
+        precision.set_products("off")
+        with precision.products_of_torch():
+            assert torch.backends.cudnn.allow_tf32  # which raises in between
+        assert [place.fp32_precision for place in places[:2]] == ["ieee", "ieee"]
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+
+
 # ------------------------------------------------------------------------------------------------------------- float16
 
 

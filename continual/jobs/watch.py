@@ -117,6 +117,7 @@ def forget_workers() -> None:
     ours = threading.current_thread() is threading.main_thread()  # no other may change a handler, nor gets signals
     if ours and getattr(signal.getsignal(signal.SIGCHLD), "__module__", "") == SIGNALS_OF_LOADERS:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        sys.modules[SIGNALS_OF_LOADERS]._SIGCHLD_handler_set = False  # so that the next loader of this process has it again
 
 
 def end_workers() -> None:

@@ -36,6 +36,7 @@ from continual.options import replace as changed
 from continual.runs import answering
 from continual.runs.experiment import data_of
 from continual.runs.loading import Trained, trained_from
+from continual.training.precision import products_of_torch
 
 ONNX, PROGRAM, WEIGHTS, RELEASED, CONFIG = "model.onnx", "model.pt2", "model.safetensors", "released.pth", "config.json"
 FILES = {"onnx": ONNX, "torch": PROGRAM, "weights": WEIGHTS, "released": RELEASED}
@@ -177,7 +178,7 @@ def program_of(trained: Trained) -> torch.export.ExportedProgram:
     size = trained.preprocess.input_size
     batch = {"images": {0: torch.export.Dim("batch")}}
     try:
-        with _quietly(), torch.no_grad():
+        with _quietly(), products_of_torch(), torch.no_grad():
             model = Classified(trained.model).eval()
             return torch.export.export(model, (torch.zeros(3, 3, size, size),), dynamic_shapes=batch)
     except Exception as error:
@@ -188,7 +189,7 @@ def program_of(trained: Trained) -> torch.export.ExportedProgram:
 def save_onnx(program: torch.export.ExportedProgram, path: Path, text: str) -> None:
     """Raises Refused if ONNX cannot say what the model does, or what is needed is not installed."""
     try:
-        with _quietly():
+        with _quietly(), products_of_torch():
             names = {"input_names": ["images"], "output_names": ["logits"]}
             found = torch.onnx.export(program, dynamo=True, verbose=False, **names)
             found.model.metadata_props[KEY] = text

@@ -1,7 +1,7 @@
 """In what precision a model computes: float32, TensorFloat-32, bfloat16 or float16."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,20 @@ def set_products(amp: str) -> None:
     precision = "tf32" if amp == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = precision
     torch.backends.cudnn.conv.fp32_precision = precision
-    torch.backends.cudnn.rnn.fp32_precision = precision  # there is none; but torch.export asks whether the two agree
+
+
+@contextmanager
+def products_of_torch() -> Iterator[None]:
+    """Inside, settings are as torch begins with them: its exporters (2.14) do not understand what `set_products` leaves."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [place.fp32_precision for place in places]
+    try:
+        for place, precision in zip(places, ("none", "tf32", "tf32"), strict=True):
+            place.fp32_precision = precision
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def autocast(amp: str, device: torch.device) -> AbstractContextManager:
