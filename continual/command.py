@@ -23,8 +23,8 @@ class Parser(argparse.ArgumentParser):
         raise OptionsError(f"{message} (--help says more)")
 
 
-def answered(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """The exit code of a command; what it refuses is one line on standard error."""
+def answered(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
+    """The exit code of a command; what it refuses is one line on standard error. argv: None for those of the process."""
     try:
         return command(argv)
     except Refused as refused:

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
 
-from continual.errors import CheckpointError, OptionsError, Refused, plain
+from continual.command import Parser, answered
+from continual.errors import CheckpointError, OptionsError, plain
 from continual.files import replacing
 from continual.report import pairs
 from continual.report.exhibit import Exhibit
@@ -22,16 +22,8 @@ from continual.report.reading import Past, read
 from continual.seeing.tables import text_table
 
 
-class Parser(argparse.ArgumentParser):
-    """Whatever is wrong is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise OptionsError(f"{message} (--help tells more)")
-
-
 def parser() -> Parser:
-    found = Parser(prog="python -m continual.compare", description=__doc__, allow_abbrev=False)
-    found.formatter_class = argparse.RawDescriptionHelpFormatter
+    found = Parser("compare", __doc__)
     for name in "AB":
         found.add_argument(name.lower(), metavar=name, type=Path, help="log or checkpoint folder of a run or a series")
     found.add_argument("--out", type=Path, metavar="DIR", help="also write tables (CSV, Markdown, LaTeX) and a picture there")
@@ -91,17 +83,17 @@ def write(found: Sequence[Exhibit], folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the comparison. Returns the exit code, which does not depend on the verdict."""
-    try:
-        wanted = parser().parse_args(argv)
-        a, b = read(wanted.a), read(wanted.b)
-        if wanted.out is not None:
-            _check_apart(wanted.out, [*a, *b])
-        found = pairs.compare(a, b, samples=wanted.samples, seed=wanted.seed)
-        if wanted.out is not None:
-            write(pairs.shown(found), wanted.out)
-    except Refused as refused:
-        print(plain(f"error: {refused}"), file=sys.stderr)
-        return refused.exit_code
+    return answered(_compare, argv)
+
+
+def _compare(argv: Sequence[str] | None) -> int:
+    wanted = parser().parse_args(argv)
+    a, b = read(wanted.a), read(wanted.b)
+    if wanted.out is not None:
+        _check_apart(wanted.out, [*a, *b])
+    found = pairs.compare(a, b, samples=wanted.samples, seed=wanted.seed)
+    if wanted.out is not None:
+        write(pairs.shown(found), wanted.out)
     if wanted.json:
         runs = {name: [str(past.folder) for past in side] for name, side in (("runs_a", a), ("runs_b", b))}
         print(json.dumps({"verdict": found.verdict, **runs, **asdict(found)}, indent=1, allow_nan=False))

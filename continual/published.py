@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from continual.errors import CheckpointError, OptionsError, Refused
+from continual.command import answered
+from continual.errors import CheckpointError, OptionsError
 from continual.files import UNREADABLE
 from continual.options import STORED, DataOptions, parse
 from continual.runs import folders
@@ -92,15 +93,15 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0
-    try:
-        if len(argv) != 1:
-            raise OptionsError("usage: python -m continual.published RUN")
-        for logs in logs_of(Path(argv[0])):
-            steps = nb_steps(parse(["--options", str(logs / STORED)]).data)
-            print(f"{logs}\n\n{compare(accuracies(logs), published(steps), steps)}\n")
-    except Refused as refused:
-        print(f"error: {refused}", file=sys.stderr)
-        return refused.exit_code
+    return answered(_compared, argv)
+
+
+def _compared(argv: Sequence[str]) -> int:
+    if len(argv) != 1:
+        raise OptionsError("usage: python -m continual.published RUN")
+    for logs in logs_of(Path(argv[0])):
+        steps = nb_steps(parse(["--options", str(logs / STORED)]).data)
+        print(f"{logs}\n\n{compare(accuracies(logs), published(steps), steps)}\n")
     return 0
 
 

@@ -3,16 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from continual.errors import OptionsError, Refused, plain
-
-
-class Parser(argparse.ArgumentParser):
-    """Whatever is wrong is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise OptionsError(f"{message} (--help tells more)")
+from continual.command import Parser, answered
+from continual.errors import plain
 
 
 def seconds(text: str) -> float:
@@ -26,9 +19,7 @@ def seconds(text: str) -> float:
 
 
 def parser() -> Parser:
-    found = Parser(
-        prog="python -m continual.report", description="A page of pictures and tables about runs.", allow_abbrev=False
-    )
+    found = Parser("report", "A page of pictures and tables about runs.")
     found.add_argument(
         "runs", nargs="+", metavar="RUN", help="log or checkpoint folder of a run or a series; several: a comparison"
     )
@@ -47,17 +38,14 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page and say where it is. Returns the exit code."""
-    try:
-        wanted = parser().parse_args(argv)
-        from continual.report.page import Wanted, make  # now, so that a wrong option is answered before torch is imported
+    return answered(_report, argv)
 
-        index = make(Wanted(**vars(wanted)))
-    except Refused as refused:
-        print(plain(f"error: {refused}"), file=sys.stderr)
-        return refused.exit_code
-    except KeyboardInterrupt:  # before there was a page
-        return 130
-    print(plain(f"the page: {index}"))
+
+def _report(argv: Sequence[str] | None) -> int:
+    wanted = parser().parse_args(argv)
+    from continual.report.page import Wanted, make  # now, so that a wrong option is answered before torch is imported
+
+    print(plain(f"the page: {make(Wanted(**vars(wanted)))}"))
     return 0
 
 
