@@ -61,22 +61,14 @@ def text(found: Comparison, a: Sequence[Past], b: Sequence[Past]) -> str:
 
 def write(found: Sequence[Exhibit], folder: Path) -> None:
     """Every table as CSV, Markdown and LaTeX, every picture as PNG and SVG. Raises CheckpointError if one cannot be written."""
-    import matplotlib
+    from continual.report import figures  # here, for matplotlib, which few who compare need
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for exhibit in found:
-            for suffix, content in (
-                ("csv", exhibit.table.csv()),
-                ("md", exhibit.table.markdown()),
-                ("tex", exhibit.table.latex()),
-            ):
-                with replacing(folder / f"{exhibit.name}.{suffix}") as file:
-                    file.write(content.encode())
-            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                if exhibit.figure is not None:
-                    with replacing(folder / f"{exhibit.name}.{suffix}") as file, matplotlib.rc_context({"svg.hashsalt": "0"}):
-                        exhibit.figure.savefig(file, format=suffix, dpi=200, facecolor="white", metadata=metadata)
+            for name, content in figures.files(exhibit)[0].items():
+                with replacing(folder / name) as file:
+                    file.write(content)
     except OSError as error:
         raise CheckpointError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from None
 

@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from PIL import Image
 
+from continual.errors import plain
+from continual.report.exhibit import Exhibit
 from continual.seeing.tables import amount
 
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # told apart by colour-blind eyes too
@@ -307,6 +309,19 @@ def saved(figure: Figure, name: str) -> tuple[bytes, str]:
             ground.set(facecolor="none")
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
     return png.getvalue(), svg.getvalue()
+
+
+def files(exhibit: Exhibit) -> tuple[dict[str, bytes], str]:
+    """What an exhibit is as files, by name; and its picture as SVG, empty without one."""
+    found, svg = {}, ""
+    if exhibit.figure is not None:
+        png, svg = saved(exhibit.figure, exhibit.name)
+        found |= {"png": png, "svg": on_white(svg).encode("utf-8", "backslashreplace")}
+    if exhibit.table is not None:
+        table = exhibit.table
+        texts = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex()}
+        found |= {kind: plain(text).encode() for kind, text in texts.items()}
+    return {f"{exhibit.name}.{kind}": content for kind, content in found.items()}, svg
 
 
 def on_white(svg: str) -> str:

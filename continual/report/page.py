@@ -154,7 +154,7 @@ def write(folder: Path, title: str, chapters: Sequence[Chapter], *, refresh: flo
     for number, chapter in enumerate(chapters, start=1):
         shown = []
         for exhibit in chapter.exhibits:
-            found, svg = _files(exhibit)
+            found, svg = figures.files(exhibit)
             files |= found
             shown.append(_exhibit(exhibit, svg, list(found)))
         bodies.append(_chapter(number, chapter, shown))
@@ -183,19 +183,6 @@ def _keep(path: Path, content: bytes) -> None:
     if not path.exists() or path.read_bytes() != content:
         with replacing(path) as file:
             file.write(content)
-
-
-def _files(exhibit: Exhibit) -> tuple[dict[str, bytes], str]:
-    """What an exhibit is as files, by name; and its picture as SVG, empty without one."""
-    files, svg = {}, ""
-    if exhibit.figure is not None:
-        png, svg = figures.saved(exhibit.figure, exhibit.name)
-        files |= {"png": png, "svg": figures.on_white(svg).encode("utf-8", "backslashreplace")}
-    if exhibit.table is not None:
-        table = exhibit.table
-        texts = {"csv": table.csv(), "md": table.markdown(), "tex": table.latex()}
-        files |= {kind: plain(text).encode() for kind, text in texts.items()}
-    return {f"{exhibit.name}.{kind}": content for kind, content in files.items()}, svg
 
 
 # What the page is made of.
