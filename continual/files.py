@@ -1,5 +1,7 @@
 """Files that are there whole or not at all, and names that stay where they are put."""
 
+import hashlib
+import io
 import json
 import os
 import re
@@ -41,3 +43,14 @@ def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Replace a JSON file. Raises OSError, and ValueError for NaN and infinity, which JSON does not know."""
     with replacing(path) as file:
         file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> str:
+    """Replace a compressed .npz file; returns its SHA-256. Equal arrays give equal bytes. Raises OSError."""
+    import numpy as np  # here, because options are read without it
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    with replacing(path) as file:
+        file.write(buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()

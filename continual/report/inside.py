@@ -109,10 +109,10 @@ class Data:
 
         new = self.benchmark.train(task)
         moment = Moment(tasks[-1], model, trained.memory, new, of_samples, self.passing)
-        places, kept = np.flatnonzero(test.t <= task), []
+        kept: list[Tensor] = []
         evaluation.evaluate(
             model,
-            self.images(test.take(places), augment=False),
+            self.images(test.take(test.t <= task), augment=False),
             tasks,
             loading=self.loading,
             batch_size=self.size,
@@ -120,10 +120,7 @@ class Data:
             score=trained.method.answer(moment),
             kept=kept,
         )
-        rows = torch.cat(kept).numpy()
-        answers, known = rows[:, :2].astype(np.int32).T
-        labels, sizes = test.y[places].astype(np.int32), np.array([each.nb_new for each in tasks], dtype=np.int32)
-        return Predictions(predictions.packed(rows[:, 2:]), answers, known, labels, places.astype(np.int32), sizes, "")
+        return predictions.of_rows(torch.cat(kept).numpy(), test, tasks).packed()
 
 
 def chosen(tasks: Sequence[int], most: int = CHECKPOINTS) -> list[int]:

@@ -5,7 +5,6 @@ and, for the steps, the number of processes), the same bits must come out; in an
 """
 
 import contextlib
-import dataclasses
 import io
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -147,8 +146,7 @@ def last_evaluation(past: Past, options: Options, kept: Sequence[Kept], device: 
     ):
         scores = continual.story().scores(run, exp, task, rows)
         found = exp.answered(task, rows)
-    if found is not None:
-        found = dataclasses.replace(found, logits=predictions.packed(found.logits))
+    found = found and found.packed()
     then = run.report.state_dict()["scores"][-1]
     made_with = end.manifest.get(evidence.MADE_WITH, [])
     now = evidence.environment(device)

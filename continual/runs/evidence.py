@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from continual.data import identity
 from continual.datasets import Benchmark
 from continual.errors import CheckpointError, one_line
-from continual.files import UNREADABLE, replacing
+from continual.files import UNREADABLE, write_arrays
 from continual.jobs import distributed
 from continual.options import MAY_DIFFER, PATHS, PER_CALL, Options, flat
 
@@ -177,14 +177,11 @@ def _digest_on_main(model: nn.Module) -> str:
 
 def keep_images(folder: Path, benchmark: Benchmark, seed: int) -> str:
     """Write the digest of every image beside the checkpoints; returns the SHA-256 of the file. Raises CheckpointError."""
-    buffer, path = io.BytesIO(), folder / IMAGES
-    np.savez_compressed(buffer, **images_of(benchmark, seed))
+    path = folder / IMAGES
     try:
-        with replacing(path) as file:
-            file.write(buffer.getvalue())
+        return write_arrays(path, images_of(benchmark, seed))
     except OSError as error:
         raise CheckpointError(f"could not write {path}: {error.strerror or error}") from None
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def images_of(benchmark: Benchmark, seed: int) -> dict[str, np.ndarray]:

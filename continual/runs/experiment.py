@@ -4,7 +4,7 @@ Made once by `prepare`; and here, too, the moments at which a Run is saved and s
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -204,20 +204,10 @@ class Experiment:
         All processes call it together. The scores are float32.
         """
         samples, size = self.benchmark.test_samples, self.options.data.eval_batch_size
-        places = np.flatnonzero(samples.t <= task.index)
-        rows = evaluation.in_order(kept, len(places), size, spread=self.options.run.dist_eval)
+        rows = evaluation.in_order(kept, int((samples.t <= task.index).sum()), size, spread=self.options.run.dist_eval)
         if rows is None:
             return None
-        answers, known = rows[:, :2].astype(np.int32).T
-        return predictions.Predictions(
-            logits=rows[:, 2:],
-            answers=answers,
-            answers_known=known,
-            labels=samples.y[places].astype(np.int32),
-            places=places.astype(np.int32),
-            sizes=np.array([each.nb_new for each in self.tasks[: task.index + 1]], dtype=np.int32),
-            digest=self.of_data["test_digest"],
-        )
+        return predictions.of_rows(rows, samples, self.tasks[: task.index + 1], self.of_data["test_digest"])
 
     def keep_predictions(self, run: Run, task: Task, kept: Sequence[Tensor]) -> None:
         """Write down what was answered on the test images; all processes call it together."""
@@ -225,7 +215,7 @@ class Experiment:
         if found is None:
             return
         with run.ledger.part(SAVING):
-            digest = predictions.write(self.place.logs, task.index, replace(found, logits=predictions.packed(found.logits)))
+            digest = predictions.write(self.place.logs, task.index, found.packed())
         run.predictions[predictions.path_of(self.place.logs, task.index).name] = digest
 
     def save_if_due(self, run: Run, task: Task, *, epoch_done: bool = False) -> None:

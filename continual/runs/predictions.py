@@ -7,14 +7,16 @@ each file stands in the manifest of every checkpoint that comes after it.
 import hashlib
 import io
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
+from continual.data.samples import Samples
 from continual.errors import CheckpointError, one_line
-from continual.files import replacing
+from continual.files import write_arrays
+from continual.tasks import Task
 
 FOLDER = "predictions"
 NAME = re.compile(r"task-([1-9]\d*)\.npz")
@@ -48,6 +50,28 @@ class Predictions:
         """The task of each image, (n,)."""
         return self.task_of[self.labels]
 
+    def packed(self) -> "Predictions":
+        """As it is kept: its scores as float16."""
+        return replace(self, logits=packed(self.logits))
+
+
+def of_rows(rows: np.ndarray, samples: Samples, tasks: Sequence[Task], digest: str = "") -> Predictions:
+    """What `evaluation.evaluate` has kept of these tasks, (n, C_all + 2) in the order of the images; scores are float32.
+
+    samples: all test images of the data set, those of later tasks included.
+    """
+    places = np.flatnonzero(samples.t <= tasks[-1].index)
+    answers, known = rows[:, :2].astype(np.int32).T
+    return Predictions(
+        logits=rows[:, 2:],
+        answers=answers,
+        answers_known=known,
+        labels=samples.y[places].astype(np.int32),
+        places=places.astype(np.int32),
+        sizes=np.array([task.nb_new for task in tasks], dtype=np.int32),
+        digest=digest,
+    )
+
 
 def packed(scores: np.ndarray) -> np.ndarray:
     """Scores as float16; what is beyond its range becomes the largest number in it."""
@@ -61,15 +85,12 @@ def path_of(logs: Path, task: int) -> Path:
 
 def write(logs: Path, task: int, found: Predictions) -> str:
     """Keep the answers of a task; returns the file's SHA-256. Equal answers give equal bytes. Raises CheckpointError."""
-    buffer, path = io.BytesIO(), path_of(logs, task)
-    np.savez_compressed(buffer, **{key: np.asarray(value) for key, value in asdict(found).items()})
+    path = path_of(logs, task)
     try:
         path.parent.mkdir(exist_ok=True)
-        with replacing(path) as file:
-            file.write(buffer.getvalue())
+        return write_arrays(path, {key: np.asarray(value) for key, value in asdict(found).items()})
     except OSError as error:
         raise CheckpointError(f"could not write {path}: {error.strerror or error}") from None
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def read(path: Path, *, sha256: str = "") -> Predictions:
