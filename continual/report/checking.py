@@ -278,13 +278,12 @@ def of_data(folder: Path, found: Evidence, benchmark: Benchmark) -> Iterator[Fin
 
 def _wrong_images(folder: Path, found: Evidence, benchmark: Benchmark) -> Iterator[str]:
     told = list(_other_images(folder, found, benchmark))
-    then = found.manifest["identity"]
-    keys = differences(then, {**then, **identity.of_data(benchmark)})
+    then, now = found.manifest["identity"], identity.of_data(benchmark)
+    keys = differences(then, {**then, **now})
     if told:
         keys = [key for key in keys if not key.endswith(("digest", "images"))]
     yield from told
     if keys:
-        now = identity.of_data(benchmark)
         yield told_differences({key: then[key] for key in keys}, {key: now[key] for key in keys})
 
 

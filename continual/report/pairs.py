@@ -20,7 +20,6 @@ import numpy as np
 from continual import metrics
 from continual.errors import CheckpointError, OptionsError, some
 from continual.metrics import Scores
-from continual.options import MAY_DIFFER
 from continual.report.exhibit import Exhibit, Table
 from continual.report.reading import Past
 from continual.runs.predictions import Predictions
@@ -533,9 +532,9 @@ def _same(a: Answers, b: Answers) -> bool:
 
 def _differing(pairing: Pairing) -> list[str]:
     """What else the options of A and B do not share."""
-    a, b = (side[0].past.options for side in (pairing.a, pairing.b))
-    apart = {*MAY_DIFFER, "seed", "seeds", "class_order"}
-    keys = [key for key in a if key not in apart and a[key] != b.get(key)]
+    first, other = pairing.a[0].past, pairing.b[0].past
+    a, b = first.options, other.options
+    keys = [key for key in first.told if key in a and a[key] != b.get(key)]
     return [f"options that differ: {some(f'{key} ({_word(a[key])}, {_word(b.get(key))})' for key in keys)}"] if keys else []
 
 

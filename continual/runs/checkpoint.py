@@ -197,7 +197,7 @@ class Store:
         """
         begun = time.monotonic()
         payload = _as_bytes(state)
-        serial = self._next_serial()
+        before, serial = self.stored(), self._next_serial()
         manifest = {
             "serial": serial,
             "name": name,
@@ -207,13 +207,13 @@ class Store:
             "sha256": hashlib.sha256(payload).hexdigest(),
             **{"seconds": seconds, "seconds_saving": self.seconds, "spent": spent or {}},
             **(beside or {}),
-            EARLIER: {each.path.name: each.manifest["sha256"] for each in self.stored()},
+            EARLIER: {each.path.name: each.manifest["sha256"] for each in before},
             "identity": identity,
         }
         manifest["seal"] = seal(manifest)
         path = self.folder / f"{serial:06d}-{name}.pt"
         self._write_pair(path, payload, manifest)
-        self._clean()
+        self._clean([*before, Stored(path, manifest)])
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - begun
         self.seconds += self._cost
@@ -348,10 +348,8 @@ class Store:
         except FileNotFoundError:
             return ""
 
-    def _clean(self) -> None:
-        """Remove what is not worth keeping: manifests first, so that what is left of a pair does not count."""
-        few = sum(1 for _ in self.folder.glob("*.pt")) <= self.keep and not self._damaged  # all stay, whatever they are
-        stored = [] if few else self.stored()
+    def _clean(self, stored: list[Stored]) -> None:
+        """Remove what is not worth keeping of those stored: manifests first, so that what is left of a pair does not count."""
         good = [each for each in stored if each.serial not in self._damaged]
         ends = {each.manifest["task"]: each for each in good if each.finished_task}  # the newest of each task
         kept = {each.serial for each in [*good[-self.keep :], *(ends.values() if self.keep_tasks else ())]}

@@ -183,16 +183,16 @@ def _take_over(run: Run, exp: Experiment, state: dict, manifest: dict) -> bool:
     """Bring the run to the state of a checkpoint; returns whether that was of another experiment (`resume_anyway`)."""
     options, now = exp.options.run, exp.identity()
     refuse_another(manifest["identity"], now, anyway=options.resume_anyway)
-    another = bool(differences(manifest["identity"], now))
+    another = differences(manifest["identity"], now)
     run.load_state_dict(state, seconds=manifest["seconds"], spent=manifest.get("spent"))
     run.predictions = dict(manifest.get(PREDICTIONS, {}))
     run.report.live.load_state_dict(manifest.get(LIVE, {}))
-    _take_over_evidence(run, manifest, differences(manifest["identity"], now))
+    _take_over_evidence(run, manifest, another)
     if another:
         run.restart_epoch()
     _check_classes(run, exp.benchmark.tasks)
     run.report.say(f"resumed from {manifest['name']}: {run.position}")
-    return another
+    return bool(another)
 
 
 def _take_over_evidence(run: Run, manifest: dict, changed: list[str]) -> None:

@@ -25,7 +25,7 @@ from continual.runs.folders import Place
 from continual.runs.record import EVALUATIONS, STATUS
 from continual.runs.series import Part, Series, keep_options, of_series
 from continual.seeing.progress import say
-from continual.seeing.tables import spread, text_table
+from continual.seeing.tables import mean_std, spread, text_table
 
 SWEPT = ("sweep", "sweep_draws", "sweep_prune", "sweep_tasks")
 PAUSE = 1.0  # seconds between two looks at what others have done
@@ -206,15 +206,11 @@ class Sweep(Series):
         keys = list(self.points[rows[0]["point"]])
         lines = []
         for rank, row in enumerate(rows, start=1):
-            cells = [_mean_std(row[key]) if key in row else "diverged" for key in COLUMNS]
+            cells = [mean_std(row[key]) if key in row else "diverged" for key in COLUMNS]
             told = f"pruned after task {row['tasks']}" if row["tasks"] < self.nb_tasks else ""
             values = [sweeping.in_words({key: row["options"][key]}).partition("=")[2] for key in keys]
             lines.append([str(rank), row["point"], *values, *cells, told])
         return text_table(["rank", "point", *keys, *COLUMNS.values(), ""], lines)
-
-
-def _mean_std(spread: dict[str, Any]) -> str:
-    return f"{spread['mean']:.2f}" + ("" if spread["std"] is None else f" ± {spread['std']:.2f}")
 
 
 def standing(place: Place) -> Standing:

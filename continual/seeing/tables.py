@@ -39,8 +39,8 @@ def summarise(summaries: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, An
     names += ["acc5", "mean_acc5", "n_parameters", "n_exemplars", "time"]
     names += [name + suffix for suffix in KINDS.values() for name in own]
     series = {name: spread([summary[name] for summary in summaries]) for name in names}
-    rows = [[words, *(_mean_std(series[name + suffix]) for suffix in KINDS.values())] for name, words in FIGURES.items()]
-    rows += [[name, *(_mean_std(series[name + suffix], ".4g") for suffix in KINDS.values())] for name in own]
+    rows = [[words, *(mean_std(series[name + suffix]) for suffix in KINDS.values())] for name, words in FIGURES.items()]
+    rows += [[name, *(mean_std(series[name + suffix], ".4g") for suffix in KINDS.values())] for name in own]
     nb_runs = len(summaries)
     title = f"Mean ± standard deviation over {nb_runs} runs, in percent" if nb_runs > 1 else "One run, in percent"
     text = [
@@ -160,6 +160,7 @@ def _metrics(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in METRICS.outside() if all(name in record for record in records)]
 
 
-def _mean_std(spread: Mapping[str, Any], form: str = ".2f") -> str:
+def mean_std(spread: Mapping[str, Any], form: str = ".2f") -> str:
+    """What `spread` gave, as text: the deviation only where there is one."""
     numbers = [spread["mean"]] if spread["std"] is None else [spread["mean"], spread["std"]]
     return " ± ".join(format(number, form) for number in numbers)
