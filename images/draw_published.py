@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from drawing import tidy
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "options" / "published.json"
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
@@ -42,14 +43,6 @@ def series(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float
     """Number of steps and average incremental accuracy of one row."""
     found = sorted((row["steps"], row["average"]) for row in rows if row["name"] == name and row["average"] is not None)
     return [steps for steps, _ in found], [average for _, average in found]
-
-
-def tidy(ax: plt.Axes, title: str, **labels: str) -> None:
-    ax.set_title(title, fontsize=11)
-    ax.set(**labels)
-    ax.grid(color="0.9")
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def draw_steps(ax: plt.Axes, published: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from drawing import tidy
 
 HERE = Path(__file__).resolve().parent
 COLOURS = {"DyTox": "#0072B2", "rehearsal": "#D55E00", "DyTox without distillation": "#009E73", "DyTox+": "#CC79A7"}
@@ -37,14 +38,6 @@ def experiments() -> dict[str, dict[str, Runs]]:
         data_set, _, method = name.partition(": ")
         found.setdefault(data_set, {})[method] = runs
     return found
-
-
-def tidy(ax: plt.Axes, title: str, **labels: Any) -> None:
-    ax.set_title(title, fontsize=11)
-    ax.set(**labels)
-    ax.grid(color="0.9")
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def told(runs: Runs) -> str:

@@ -1,6 +1,7 @@
 """One thread in every process that the tests start: equal to the last bit means equal sums, and so equal numbers of threads."""
 
 import os
+import shutil
 from fnmatch import fnmatchcase
 
 import pytest
@@ -64,3 +65,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             name = item.nodeid.rpartition("/")[2]
             if any(fnmatchcase(name, pattern) for pattern in FURTHER_CASES):
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder of a run of three tasks of two digits, for all tests of a file to look at."""
+    from jobs import THREE_TASKS, finish, folders  # here, because torch is imported with it
+
+    folder = tmp_path_factory.mktemp("done")
+    finish([*THREE_TASKS, *folders(folder)], folder)
+    return folder
+
+
+@pytest.fixture
+def copy(done, tmp_path):
+    """That run, moved elsewhere, for one test to alter."""
+    shutil.copytree(done, tmp_path / "moved")
+    return tmp_path / "moved"

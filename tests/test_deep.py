@@ -47,13 +47,6 @@ def drawn(sizes, nb=400, seed=0, sure=2.0) -> Predictions:
     return found(logits, labels, sizes)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    finish([*THREE_TASKS, *folders(folder)], folder)
-    return folder
-
-
 @pytest.fixture
 def few():
     """The data set as the jobs have it."""
@@ -307,12 +300,12 @@ ALL_PARTS = {
 }
 
 
-def test_a_run_of_dytox_has_every_part_and_nothing_of_it_is_touched(tiny, few):
+def test_a_run_of_dytox_has_every_part_and_nothing_of_it_is_touched(done, few):
     def files():
-        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(tiny.rglob("*"))}
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(done.rglob("*"))}
 
     before = files()
-    (past,) = read(logs(tiny))
+    (past,) = read(logs(done))
     run = chapters(past)
     assert names(run) == ALL_PARTS and not any(chapter.missing for chapter in run)
     drawn_well(run)
@@ -322,9 +315,9 @@ def test_a_run_of_dytox_has_every_part_and_nothing_of_it_is_touched(tiny, few):
     assert len(axes) % 4 == 0 and [ax.get_title() for ax in axes[:4]] == ["image", "token 1", "token 2", "token 3"]
 
 
-def test_answers_evaluated_from_checkpoints_are_those_that_were_kept(tiny, tmp_path, few):
-    (past,) = read(logs(tiny))
-    shutil.copytree(tiny, tmp_path / "run")
+def test_answers_evaluated_from_checkpoints_are_those_that_were_kept(done, tmp_path, few):
+    (past,) = read(logs(done))
+    shutil.copytree(done, tmp_path / "run")
     shutil.rmtree(logs(tmp_path / "run") / "predictions")
     (copy,) = read(logs(tmp_path / "run"))
     kept, again = study(past).answers, study(copy).answers
@@ -335,9 +328,9 @@ def test_answers_evaluated_from_checkpoints_are_those_that_were_kept(tiny, tmp_p
 
 
 @pytest.mark.parametrize("harm", ["checkpoints gone", "one damaged", "data gone", "all gone"])
-def test_what_is_missing_is_told_and_the_rest_comes(tiny, tmp_path, few, harm, monkeypatch):
+def test_what_is_missing_is_told_and_the_rest_comes(done, tmp_path, few, harm, monkeypatch):
     copy = tmp_path / "run"
-    shutil.copytree(tiny, copy)
+    shutil.copytree(done, copy)
     where, store = logs(copy), checkpoints(copy)
     if harm == "one damaged":
         for path in store.glob("*task-2-finished.pt"):

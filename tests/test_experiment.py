@@ -15,20 +15,6 @@ from continual.runs import checkpoint
 from continual.runs import folders as place
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("done")
-    finish([*THREE_TASKS, *folders(folder)], folder)
-    return folder
-
-
-@pytest.fixture
-def copy(done, tmp_path):
-    """A run that is done, moved elsewhere."""
-    shutil.copytree(done, tmp_path / "moved")
-    return tmp_path / "moved"
-
-
 def test_states_hold_no_times(done):
     """So equal runs have equal states; the manifests know the times."""
     assert all("seconds" not in state for state in states(checkpoints(done)).values())

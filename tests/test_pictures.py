@@ -20,6 +20,7 @@ DRAWN |= {name: ("draw_results.py", name) for name in ("results", "errors", "att
 def test_a_picture_is_drawn_again(name, tmp_path, monkeypatch):
     kept, out, (script, *words) = ROOT / "images" / f"{name}.png", tmp_path / "again.png", DRAWN[name]
     monkeypatch.setattr(sys, "argv", [script, *words, "--out", str(out)])
+    monkeypatch.syspath_prepend(str(ROOT / "images"))  # as for a script that is run by its name
     runpy.run_path(str(ROOT / "images" / script), run_name="__main__")
     one, other = (np.asarray(Image.open(path).convert("RGB"), dtype=float) for path in (kept, out))
     assert one.shape == other.shape and one.std() > 10

@@ -22,13 +22,6 @@ FOUND = Predictions(
 )
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("done")
-    finish([*THREE_TASKS, *folders(folder)], folder)
-    return folder
-
-
 def test_what_is_written_is_read_back(tmp_path):
     digest = predictions.write(tmp_path, 1, FOUND)
     assert digest == predictions.write(tmp_path, 1, FOUND)  # the same bytes again

@@ -60,14 +60,6 @@ class Parsed(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """A run of three tasks of two digits."""
-    folder = tmp_path_factory.mktemp("done")
-    finish([*THREE_TASKS, *folders(folder)], folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def whole(done, tmp_path_factory):
     """Its page, with every picture."""
     out = tmp_path_factory.mktemp("whole")

@@ -13,7 +13,7 @@ import pytest
 import sklearn.datasets
 import torch
 from digits import few_digits
-from jobs import ROOT, THREE_TASKS, TINY, checkpoints, finish, folders, for_bash, logs, run
+from jobs import ROOT, TINY, checkpoints, finish, folders, for_bash, logs, run
 from made_up import write_image_tree
 
 from continual import verify
@@ -31,19 +31,6 @@ def few():
     yield
     patch.undo()
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("done")
-    finish([*THREE_TASKS, *folders(folder)], folder)
-    return folder
-
-
-@pytest.fixture
-def copy(done, tmp_path):
-    shutil.copytree(done, tmp_path / "moved")
-    return tmp_path / "moved"
 
 
 def verified(*argv):
