@@ -31,12 +31,7 @@ FURTHER_CASES = (  # of what other cases, which always run, show already
     "test_contract.py::test_killed_in_each_phase[[][!dt]*]",  # dytox, der and twophase always
     "test_contract.py::test_one_process_and_two[[][!dt]*]",
     "test_contract.py::test_own_option_acts_from_its_place_on[[]der*]",
-    "test_faults.py::test_killed_anywhere[[][!defw]*]",
-    "test_faults.py::test_asked_to_stop[[]evaluation:[29]*]",
-    "test_faults.py::test_asked_to_stop[[][stw]*]",
-    "test_faults.py::test_asked_to_stop[[]exemplars:13*]",
     "test_faults.py::test_killed_at_random[[]1]",
-    "test_faults.py::test_killed_on_one_of_two_processes[[][ef]*]",
     "test_faults.py::test_killed_under_mixed_precision[[]fp16]",
     "test_faults.py::test_not_a_number[[]1]",
     "test_faults.py::test_running_statistics_of_two_processes",

@@ -57,18 +57,33 @@ def status(folder):
     return json.loads((logs(folder) / "status.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        *("data:3", "backward:6", "evaluation:14", "exemplars:8", "finetuning:1"),
-        *("end:1", "writing:9", "rename:15", "manifest:4"),
-    ],
-)
-def test_killed_anywhere(place, tmp_path, undisturbed):
-    job = run([*TINY, *folders(tmp_path)], tmp_path, fault=f"kill:{place}")
-    assert job.codes == [-signal.SIGKILL], job.said()
-    assert status(tmp_path)["status"] == "running"
-    resume(tmp_path)
+def faulty(kind, places, folder, **how):
+    """One run that meets a fault at a place, is resumed, meets the next one, and so on, and ends: place and job of each.
+
+    A process counts how often it reached a place from its own start.
+    """
+    argv = [*TINY, *folders(folder)]
+    for place in places:
+        yield place, run(argv, folder, fault=f"{kind}:{place}", **how)
+        argv = ["--resume", str(checkpoints(folder))]
+    resume(folder, **how)
+
+
+def test_killed_anywhere(tmp_path, undisturbed):
+    places = (
+        "data:3",
+        "manifest:3",
+        "evaluation:5",
+        "backward:6",
+        "exemplars:4",
+        "finetuning:1",
+        "writing:1",
+        "rename:2",
+        "end:1",
+    )
+    for place, job in faulty("kill", places, tmp_path):
+        assert job.codes == [-signal.SIGKILL], (place, job.said())
+        assert status(tmp_path)["status"] == "running"
     assert_same_results(tmp_path, undisturbed(1))
 
 
@@ -78,15 +93,14 @@ def test_killed_at_random(processes):
     campaign(3 - processes, processes=processes)
 
 
-@pytest.mark.parametrize("place", ["forward:9:rank1", "step:12:rank0", "exemplars:4:rank1", "writing:12:rank0"])
-def test_killed_on_one_of_two_processes(place, tmp_path, undisturbed):
-    job = run([*TINY, *folders(tmp_path)], tmp_path, processes=2, fault=f"kill:{place}")
-    killed = int(place[-1])
-    assert job.codes[killed] == -signal.SIGKILL
-    assert job.codes[1 - killed] == 1
-    assert f"rank {killed} ended without a word" in job.said(1 - killed)
-    assert "Traceback" not in job.said()
-    resume(tmp_path, processes=2)
+def test_killed_on_one_of_two_processes(tmp_path, undisturbed):
+    places = ("forward:3:rank1", "step:3:rank0", "exemplars:2:rank1", "writing:2:rank0")
+    for place, job in faulty("kill", places, tmp_path, processes=2):
+        killed = int(place[-1])
+        assert job.codes[killed] == -signal.SIGKILL, (place, job.said())
+        assert job.codes[1 - killed] == 1
+        assert f"rank {killed} ended without a word" in job.said(1 - killed)
+        assert "Traceback" not in job.said()
     assert_same_results(tmp_path, undisturbed(2))
 
 
@@ -188,30 +202,28 @@ def test_killed_before_the_first_checkpoint(tmp_path, undisturbed):
     assert_same_results(tmp_path, undisturbed(1))
 
 
-@pytest.mark.parametrize(
-    ("place", "stopped_at"),
-    [
-        ("data:1", "task-1-training-epoch-1-step-1"),
-        ("data:1,term:rename:4,term:manifest:2", "task-1-training-epoch-1-step-1"),  # and again while it saves
-        ("evaluation:2", "task-1-training-epoch-1-step-2"),  # the second of three batches, after the epoch's two steps
-        ("writing:4", "task-1-training-epoch-2-step-1"),
-        ("exemplars:3", "task-1-remembering-epoch-1-step-0"),
-        ("evaluation:5", "task-1-evaluating-epoch-1-step-0"),
-        ("task change:1", "task-2-training-epoch-1-step-0"),
-        ("step:7", "task-2-training-epoch-2-step-1"),
-        ("evaluation:9", "task-2-training-epoch-1-step-2"),
-        ("exemplars:13", "task-2-remembering-epoch-1-step-0"),
-        ("finetuning:1", "task-2-finetuning-epoch-1-step-1"),
-    ],
-)
-def test_asked_to_stop(place, stopped_at, tmp_path, undisturbed):
+STOPS = [  # one after the other: a fault, and where the run then is
+    ("data:1,term:rename:4,term:manifest:2", "task-1-training-epoch-1-step-1"),  # and again while it saves
+    ("evaluation:2", "task-1-training-epoch-1-step-2"),  # the second of three batches, after the epoch's two steps
+    ("writing:1", "task-1-training-epoch-2-step-1"),
+    ("exemplars:4", "task-1-remembering-epoch-1-step-0"),
+    ("evaluation:1", "task-1-evaluating-epoch-1-step-0"),
+    ("task change:1", "task-2-training-epoch-1-step-0"),
+    ("step:1", "task-2-training-epoch-1-step-1"),
+    ("evaluation:3", "task-2-training-epoch-1-step-2"),
+    ("data:1", "task-2-training-epoch-2-step-1"),
+    ("exemplars:4", "task-2-remembering-epoch-1-step-0"),
+    ("finetuning:1", "task-2-finetuning-epoch-1-step-1"),
+]
+
+
+def test_asked_to_stop(tmp_path, undisturbed):
     """A step of training, or a batch of anything else, is the most that is done before saving."""
-    job = run([*TINY, *folders(tmp_path)], tmp_path, fault=f"term:{place}")
-    assert job.codes == [75], job.said()
-    assert status(tmp_path)["status"] == "preempted" and status(tmp_path)["exit_code"] == 75
-    last = job.said().strip().splitlines()[-1]
-    assert last.startswith(f"error: stopped at {stopped_at} and saved") and str(checkpoints(tmp_path)) in last
-    resume(tmp_path)
+    for (_, where), (place, job) in zip(STOPS, faulty("term", [place for place, _ in STOPS], tmp_path), strict=True):
+        assert job.codes == [75], (place, job.said())
+        assert status(tmp_path)["status"] == "preempted" and status(tmp_path)["exit_code"] == 75
+        last = job.said().strip().splitlines()[-1]
+        assert last.startswith(f"error: stopped at {where} and saved") and str(checkpoints(tmp_path)) in last
     assert_same_results(tmp_path, undisturbed(1))
 
 
@@ -220,13 +232,11 @@ def test_asked_to_stop_at_the_very_end(tmp_path, undisturbed):
     assert_same_results(tmp_path, undisturbed(1))
 
 
-@pytest.mark.parametrize("place", ["step:7:rank1", "exemplars:2:rank0", "evaluation:2:rank1"])
-def test_one_of_two_processes_asked_to_stop(place, tmp_path, undisturbed):
-    job = run([*TINY, *folders(tmp_path)], tmp_path, processes=2, fault=f"term:{place}")
-    assert job.codes == [75, 75], job.said()
-    assert "stopped at" in job.said(0) and "stopped at" not in job.said(1)
-    assert status(tmp_path)["status"] == "preempted"
-    resume(tmp_path, processes=2)
+def test_one_of_two_processes_asked_to_stop(tmp_path, undisturbed):
+    for place, job in faulty("term", ("evaluation:2:rank1", "exemplars:4:rank0", "step:3:rank1"), tmp_path, processes=2):
+        assert job.codes == [75, 75], (place, job.said())
+        assert "stopped at" in job.said(0) and "stopped at" not in job.said(1)
+        assert status(tmp_path)["status"] == "preempted"
     assert_same_results(tmp_path, undisturbed(2))
 
 

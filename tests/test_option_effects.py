@@ -8,7 +8,9 @@ change exactly the notes that the table gives it. Below the table, a few steps a
 
 import functools
 import hashlib
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
@@ -29,7 +31,7 @@ from continual.metrics import Scores
 from continual.options import FIELDS, Options, flat, replace
 from continual.randomness import seeded
 from continual.registry import LOSSES
-from continual.runs import experiment, folders, opening
+from continual.runs import experiment, folders, ledger, opening
 from continual.runs.checkpoint import Store
 from continual.runs.experiment import Here
 from continual.runs.series import Part
@@ -37,6 +39,7 @@ from continual.training import engine, evaluation
 
 BASE = {
     **{"data_set": "digits", "initial_increment": 4, "increment": 3, "max_task": 2, "num_workers": 0, "no_amp": True},
+    **{"tensorboard": False},
     **{"input_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 4, "local_up_to_layer": 2},
     **{"dytox": True, "class_attention": True, "ind_clf": "1-1", "drop_path": 0.0},
     **{"batch_size": 16, "replicas": 2, "base_epochs": 6, "epochs": 5, "warmup_epochs": 1, "eval_every": None},
@@ -148,6 +151,12 @@ class Observer:
         return Scores(*[(1,) * len(tasks)] * 5)
 
 
+class Uncounted(nullcontext):
+    """In the place of what counts FLOPs, which takes a good part of so short a run."""
+
+    nb, paused = 0, nullcontext
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few() -> Iterator[None]:
     patch = few_digits()
@@ -183,6 +192,8 @@ def observe(tmp_path_factory):
             patch.setattr(engine, "train_one_epoch", observer.train_one_epoch)
             patch.setattr(evaluation, "evaluate", observer.evaluate)
             patch.setattr(experiment, "load", LOAD)
+            patch.setattr(ledger, "_Flops", Uncounted)
+            patch.setattr(os, "fsync", lambda file: None)
             remember, prepare = main.remember, opening.prepare
 
             def noting_remember(run, exp, task):
