@@ -34,8 +34,15 @@ MAIN = ROOT / "main.py"  # the experiment, top to bottom
 
 
 def main() -> None:
-    """Do what main.py does, from a script that has registered things of its own; ends the process with its exit code."""
+    """Do what main.py does, from a script that has registered things of its own; ends the process with its exit code.
+
+    Where a command runs the script for what it registers (`MAIN=script.py python -m continual.report RUN`), it does nothing.
+    """
+    from continual.command import registering
     from continual.options import parse_or_exit
+
+    if registering():
+        return
 
     options = parse_or_exit()
     sys.exit(story().main(options))
@@ -166,6 +173,16 @@ def register_metric(name: str, metric: Callable[..., float]) -> None:
     from continual.registry import METRICS
 
     METRICS.add(name, metric)
+
+
+def register_exhibit(name: str, make: Callable[..., Any]) -> None:
+    """Put a picture, a table or both on the page of a run: make(`continual.report.reading.Past`) -> Exhibit, None for nothing.
+
+    Raises OptionsError.
+    """
+    from continual.registry import EXHIBITS
+
+    EXHIBITS.add(name, make)
 
 
 def story() -> Any:

@@ -2,12 +2,13 @@
 
 import argparse
 import os
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from continual.errors import OptionsError, Refused, plain
+from continual.errors import OptionsError, Refused, how_it_failed, plain
 from continual.files import absolute
 
 
@@ -26,6 +27,7 @@ class Parser(argparse.ArgumentParser):
 def answered(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
     """The exit code of a command; what it refuses is one line on standard error. argv: None for those of the process."""
     try:
+        register()
         return command(argv)
     except Refused as refused:
         print(f"error: {plain(str(refused))}", file=sys.stderr)
@@ -35,6 +37,36 @@ def answered(command: Callable[[Sequence[str] | None], int], argv: Sequence[str]
     except BrokenPipeError:  # whoever read what is printed has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+_script = ""  # that is being run for what it registers
+
+
+def register() -> None:
+    """Run the script that MAIN names, as for train.sh, for what it registers: its `continual.main()` returns at once.
+
+    Raises OptionsError if there is none or it fails.
+    """
+    global _script
+    path = os.path.expanduser(os.environ.get("MAIN", ""))
+    if not path:
+        return
+    if not os.path.isfile(path):
+        raise OptionsError(f"MAIN: there is no file {path}")
+    _script = path
+    try:
+        runpy.run_path(path, run_name="registering")
+    except Refused:
+        raise
+    except (Exception, SystemExit) as error:
+        raise OptionsError(f"MAIN: {path} failed {how_it_failed(error)}") from error
+    finally:
+        _script = ""
+
+
+def registering() -> bool:
+    """Whether a script is being run for what it registers alone."""
+    return bool(_script)
 
 
 def keep_out_of(run: Sequence[Path], path: str, option: str) -> Path:

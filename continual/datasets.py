@@ -7,7 +7,6 @@ A *class id* is what the data set calls a class (0, 1, ...); a *label* is its ra
 model predicts.
 """
 
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +19,7 @@ from continual.data.images import Images, without_unreadable
 from continual.data.samples import Samples, Split, held_out
 from continual.data.scenario import NB_CLASSES, by_name, checked_order, task_sizes
 from continual.data.sources import CIFAR_MEAN, CIFAR_STD, IMAGENET100_WNIDS, Source
-from continual.errors import DataError, OptionsError, Refused, one_line
+from continual.errors import DataError, OptionsError, Refused, how_it_failed
 from continual.registry import DATA_SETS
 from continual.tasks import Task
 
@@ -229,9 +228,7 @@ def register(
         except Refused:
             raise
         except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"line {frame.lineno} of {frame.filename}"
-            raise DataError(f"{name}: the registered function failed at {where}: {one_line(error)}") from error
+            raise DataError(f"{name}: the registered function failed {how_it_failed(error)}") from error
         return Split(*given.split(name, found, root))
 
     DATA_SETS.put(name, Source(name, read, mean, std, needs_path=False))

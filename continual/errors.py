@@ -1,6 +1,7 @@
 """What stops a run on purpose: one clear line for the person, one exit code for the script."""
 
 import re
+import traceback
 from collections.abc import Iterable
 
 
@@ -69,6 +70,12 @@ def plain(text: str) -> str:
 def one_line(error: Exception) -> str:
     """Another library's error, on one line, with its type."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def how_it_failed(error: Exception) -> str:
+    """Where and why something from outside failed: "at line 3 of mine.py: ValueError: ..."."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"at line {frame.lineno} of {frame.filename}: {one_line(error)}"
 
 
 def some(values: Iterable[object], most: int = 10) -> str:

@@ -1,4 +1,4 @@
-"""What goes by a name in the options: methods, encoders, losses, data sets, selection rules and metrics.
+"""What goes by a name: methods, encoders, losses, data sets, selection rules and metrics; exhibits on the page of a run.
 
 Some are of this package, and are imported when they are asked for; others come from a user's script, before it runs main.py.
 Nothing here imports torch.
@@ -7,7 +7,7 @@ Nothing here imports torch.
 import difflib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from continual.errors import OptionsError
@@ -84,3 +84,11 @@ RULES = Register(
     {name: f"continual.rehearsal:{name}" for name in ("random", "closest", "furthest", "icarl")},
 )
 METRICS = Register("metric")
+OF_A_RUN = (METHODS, ENCODERS, LOSSES, DATA_SETS, RULES, METRICS)
+EXHIBITS = Register("exhibit")
+
+
+def lacking(names: Sequence[str]) -> list[str]:
+    """Of what a run was made with, such as "method lwf", what no script has registered here."""
+    here = {f"{register.what} {name}" for register in OF_A_RUN for name in register.outside()}
+    return [name for name in names if name not in here]

@@ -13,8 +13,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from continual.errors import CheckpointError, Refused, plain
+from continual.command import register
+from continual.errors import CheckpointError, OptionsError, Refused, plain, some
 from continual.jobs import distributed
+from continual.registry import lacking
 from continual.report import certificate
 from continual.report.reading import read
 
@@ -25,8 +27,13 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
+        register()
         asked = certificate.asked(argv)
         runs = read(asked.run)
+        for past in runs:
+            if unknown := lacking(past.identity.get("registered", [])):
+                told = f"{past.label} was made with what a script registers ({some(unknown)})"
+                raise OptionsError(f"{told}: MAIN=SCRIPT python -m continual.verify ...")
         device = distributed.start(asked.device or runs[0].options.get("device", "auto"))
         verdicts = [certificate.verify(past, asked, device) for past in runs]
         document = certificate.document(asked, runs, verdicts)

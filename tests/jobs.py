@@ -55,6 +55,7 @@ def _process(argv: list[str], environment: dict[str, str], output: str, most_byt
     import faults
 
     import main
+    from continual.command import register
     from continual.options import parse_or_exit
 
     _print_to(output, environment.get("PYTHONIOENCODING"))
@@ -69,6 +70,7 @@ def _process(argv: list[str], environment: dict[str, str], output: str, most_byt
         spec = importlib.util.spec_from_file_location("outside", os.environ[OUTSIDE])
         sys.modules["outside"] = importlib.util.module_from_spec(spec)  # as a script's classes are found in __main__
         spec.loader.exec_module(sys.modules["outside"])
+    register()
     sys.exit(main.main(parse_or_exit(argv)))
 
 
@@ -95,6 +97,24 @@ def script(path: Path, argv: Sequence[str]) -> str:
     process.join(TIMEOUT)
     assert process.exitcode == 0, output.read_text()
     return output.read_text()
+
+
+def _command(name: str, argv: list[str], environment: dict[str, str], output: str) -> None:
+    _print_to(output)
+    os.environ.update(environment)
+    if ALL not in os.environ:
+        few_digits()
+    sys.argv = [name, *argv]
+    runpy.run_module(name, run_name="__main__")
+
+
+def command(name: str, argv: Sequence[Any], folder: Path, **environment: str) -> tuple[int, str]:
+    """Exit code of `python -m NAME ARGV`, and what it printed."""
+    output = folder / f"output-of-{name}-{len(list(folder.glob('output-of-*')))}"
+    process = SERVER.Process(target=_command, args=(name, [str(word) for word in argv], environment, str(output)))
+    process.start()
+    process.join(TIMEOUT)
+    return process.exitcode, output.read_text()
 
 
 class Job:

@@ -8,17 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-FOLDER = Path(__file__).parent / "benchmarks"
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "tests" / "benchmarks"
 sys.path.insert(0, str(FOLDER))  # as Python does for a script
 
 import speed  # noqa: E402
-from parts import cuda, scaling  # noqa: E402
+from parts import cuda, experiments, scaling  # noqa: E402
 from parts.models import Steps, grown, method_for, options_of, tasks_of  # noqa: E402
 from parts.published_way import cross_check  # noqa: E402
 from parts.quickstart import DIGITS, images_of_run  # noqa: E402
 from parts.setting import OutOfTime, Setting, guarded, table  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+import continual  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = Setting(tiny=True, rounds=1)
@@ -82,6 +85,28 @@ def test_the_page_of_arithmetic_holds_the_numbers_of_the_code():
             step = scaling.of_step(model, classes) / 1e9
             row = next(line for line in page.splitlines() if line.startswith(f"| {name} | {nb} | 1"))
             assert f"| {scaling.parameters(model, classes):,} |" in row and f"| {step:.3g} |" in row
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("digits: DyTox", ("digits_2-2", "digits_dytox")), ("glyphs: DyTox", ("glyphs_5-5", "glyphs_dytox"))],
+)
+def test_an_experiment_takes_what_the_ledger_of_its_run_counted(name, files):
+    (run, *_) = json.loads((ROOT / "images/results.json").read_text())[name]
+    options = continual.configure(f"options/data/{files[0]}.yaml", f"options/model/{files[1]}.yaml")
+    row = experiments.experiment(name, options, continual.benchmark(options))
+    assert row["training (PFLOP)"] * 1e15 == pytest.approx(run["flops_training"], rel=0.02)
+    assert row["parameters"] == run["n_parameters"]
+
+
+def test_what_the_readme_says_that_experiments_take():
+    told = (ROOT / "README.md").read_text().split("### What a run costs", 1)[1].split("\n## ", 1)[0]
+    for row in experiments.experiments(TINY)["rows"]:
+        (line,) = [line for line in told.splitlines() if line.startswith(f"| {row['experiment']} |")]
+        images, work, hours = (float(cell.replace(",", "").split()[0]) for cell in line.strip("|").split("|")[1:4])
+        assert images == pytest.approx(row["images trained on (million)"], rel=0.01)
+        assert work == pytest.approx(row["training (PFLOP)"], rel=0.01)
+        assert hours == pytest.approx(row["hours of a GPU, assumed"], rel=0.05)
 
 
 def test_reductions_hide_behind_large_batches():

@@ -13,9 +13,11 @@ import jobs
 import numpy as np
 import pytest
 import torch
-from jobs import ROOT, checkpoints, for_bash, logs, states
+from digits import ALL
+from jobs import ROOT, checkpoints, command, for_bash, logs, states
 
 import continual
+from continual import predict
 from continual.errors import CheckpointError, OptionsError
 from continual.registry import DATA_SETS, ENCODERS, LOSSES, METHODS, METRICS, RULES
 
@@ -67,7 +69,7 @@ def alone(path: Path, argv: list[str], folder: Path) -> list[dict]:
 
 
 def test_the_readme_has_one_of_each():
-    assert set(SCRIPTS) == {"stripes", "lwf", "decorrelated", "small", "spread", "worst"}
+    assert set(SCRIPTS) == {"stripes", "lwf", "decorrelated", "small", "spread", "worst", "fading"}
     assert SCRIPTS["lwf"].count("\n") <= 40
 
 
@@ -104,6 +106,50 @@ def test_a_loss_an_encoder_a_rule_and_a_metric_in_one_run(script, tmp_path):
     manifest = json.loads(next(checkpoints(tmp_path).glob("*task-2-finished.json")).read_text())
     told = ["encoder small", "loss decorrelated", "metric worst", "selection rule spread"]
     assert manifest["identity"]["registered"] == told
+
+    verified = command("continual.verify", [logs(tmp_path)], tmp_path, MAIN=str(together), **{ALL: "1"})
+    assert verified[0] == 0 and verified[1].endswith("\nverified\n"), verified[1]
+    code, refused = command("continual.verify", [logs(tmp_path)], tmp_path)
+    assert code == 2 and refused.count("\n") == 1 and "made with what a script registers (encoder small, loss decor" in refused
+
+
+def test_a_picture_on_the_page_of_a_run(script, tmp_path, done):
+    """And one that fails, which the page tells; none where nothing is registered."""
+    page, fading = tmp_path / "page", script("fading")
+    made = command("continual.report", [logs(done), "--out", page], tmp_path, MAIN=str(fading))
+    text = (page / "index.html").read_text()
+    assert made[0] == 0 and "<h2" in text and "How tasks fade" in text and "Registered</h2>" in text, made[1]
+    rows = (page / "exhibits/fading.csv").read_text().splitlines()
+    matrix = json.loads((logs(done) / "summary.json").read_text())["matrix"]
+    assert rows[0] == "tasks learned since,accuracy" and len(rows) == 4
+    assert float(rows[-1].split(",")[1]) == pytest.approx(matrix[2][0])
+
+    fading.write_text(fading.read_text().replace("past.matrix()", "past.matrix()[7:][0]"))
+    assert command("continual.report", [logs(done), "--out", page], tmp_path, MAIN=str(fading))[0] == 0
+    text = (page / "index.html").read_text()
+    assert "fading: what was registered failed at line " in text and "How tasks fade" not in text
+    assert command("continual.report", [logs(done), "--out", page], tmp_path)[0] == 0
+    assert "Registered" not in (page / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "error: MAIN: there is no file "),
+        ("import nothing_of_that_name", "failed at line 1 of "),
+        ("def f(:", "failed at line "),
+        ("import continual\ncontinual.register_exhibit('Bad Name', print)", "a name is of small letters"),
+        ("raise SystemExit(3)", "failed at line 1 of "),
+    ],
+)
+def test_a_script_that_cannot_be_run(content, told, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "mine.py"
+    if content:
+        path.write_text(content)
+    monkeypatch.setenv("MAIN", str(path))
+    assert predict.main([str(tmp_path), "a.png"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: ") and told in error
 
 
 # --------------------------------------------------------------------------------------------------------- a notebook

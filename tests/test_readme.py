@@ -1,10 +1,14 @@
 """What the README says of the code is so."""
 
 import ast
+import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from jobs import checkpoints, command, folders, logs, run
+from PIL import Image
 
 from continual.data.samplers import released_drop_last
 
@@ -82,3 +86,106 @@ def test_the_shares_that_finetuning_never_sees():
         shares = [share(*setting) for setting in row]
         assert told[0] == pytest.approx([100 * each[-1] for each in shares], abs=0.51)
         assert told[1] == pytest.approx([100 * sum(each) / len(each) for each in shares], abs=0.51)
+
+
+# ----------------------------------------------------------------------------------------------------------- its commands
+
+
+def commands() -> list[str]:
+    """Every command in the README's blocks of bash; scripts for SLURM are run by tests of their own."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL):
+        if not block.startswith("#!"):
+            lines = re.sub(r"\s+#.*", "", block.replace("\\\n", " ")).splitlines()
+            found += [" ".join(each.split()) for line in lines for each in line.split(" && ") if each.strip()]
+    return list(dict.fromkeys(found))
+
+
+ELSEWHERE = {  # what is not run here
+    "pip install -r requirements.txt": "before any test",
+    "python -m pytest": "this",
+    "pip install wandb": "the network",
+    "wandb login": "the network",
+    "tensorboard --logdir logs": "a server; what it reads: test_board.py",
+    "python tests/benchmarks/methods.py": "an hour; test_benchmarks.py",
+    "python -m continual.published": "test_published.py",
+}
+SMALL = ["--embed-dim", "16", "--num-heads", "4", "--depth", "2", "--local-up-to-layer", "1", "--patch-size", "4"]
+SMALL += ["--debug", "--device", "cpu", "--num-workers", "0", "--no-tensorboard", "--max-task", "1", "--sweep-tasks", "1"]
+ON_DIGITS = ["--data-set", "digits", "--class-order", "none", "--initial-increment", "2", "--increment", "2"]
+ON_DIGITS += ["--batch-size", "8"]
+SIZES = {"--input-size": "32", "--sweep-draws": "2", "--memory-size": "100"}  # in the place of those of the README
+OF_A_RUN = re.compile(r"logs/\S+-dytox\b|\bRUN\b|\b[AB]\b(?= |$)")
+
+
+def elsewhere(line: str) -> bool:
+    return any(line.startswith(each) for each in ELSEWHERE)
+
+
+def words_of(line: str, where: dict[str, str]) -> list[str]:
+    """Of a command, with the places that it names as they are in a test."""
+    line = OF_A_RUN.sub(where["run"], line).replace("@3", "@1").replace("--start-task 5", "--start-task 2")
+    for name in ("DATA", "CHECKPOINTS", "photos/", "exports/digits", "certificate.json", "answers.csv"):
+        line = line.replace(f" {name}", f" {where['folder']}/{name}")
+    return [word for word in shlex.split(line) if word != "..."]
+
+
+def trains(words: list[str], folder: Path, script: str) -> None:
+    """A command of train.sh or main.py, small and short, ends well."""
+    argv = words[words.index("bash") + 3 :] if "bash" in words else words[2:]
+    afresh = not {"--resume", "--branch"} & set(argv)
+    if afresh:
+        argv += [*SMALL, *(ON_DIGITS if "cifar" in " ".join(words) else [])]
+        if "--input-size" not in argv:
+            argv += ["--input-size", "16"]
+    for key, value in SIZES.items():
+        if key in argv:
+            argv[argv.index(key) + 1] = value
+    if "--resume" not in argv:
+        argv = [word for word in argv if word not in ("--output-basedir", f"{folder}/CHECKPOINTS")]
+        argv += folders(folder)[:4]
+    job = run(argv, folder, environment={"MAIN": script} if script else {})
+    if "--wandb" in argv and importlib.util.find_spec("wandb") is None:
+        assert job.codes == [2] and "pip install wandb" in job.said()
+    else:
+        assert job.codes == [0], job.said()
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if not elsewhere(line)])
+def test_every_command_does_what_it_says(line, done, tmp_path):
+    """With small models, few steps and digits in the place of CIFAR, on one process."""
+    where = {"run": str(checkpoints(done) if "--branch" in line else logs(done)), "folder": str(tmp_path)}
+    words, script, told = words_of(line, where), "", None
+    if words[0].startswith("MAIN="):
+        name, script = Path(words.pop(0)).stem, str(tmp_path / "script.py")
+        (cell,) = [
+            each
+            for each in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+            if re.search(rf'register_\w+\("{name}"', each)
+        ]
+        Path(script).write_text(cell)
+    if "photos/" in line:
+        (tmp_path / "photos").mkdir()
+        Image.new("L", (8, 8), 200).save(tmp_path / "photos" / "1.png")
+    if "train.sh" in line or "main.py" in line:
+        trains(words, tmp_path, script)
+        return
+    if ">" in words:
+        told = Path(words[words.index(">") + 1])
+        words = words[: words.index(">")]
+    if "--check" in words:
+        assert_ends_well(["continual.verify", where["run"], "--certificate"], tmp_path, Path(words[-1]))
+    if words[2] == "continual.report":
+        words += ["--out", str(tmp_path / "page")]
+    assert_ends_well(words[2:], tmp_path, told, **({"MAIN": script} if script else {}))
+
+
+def assert_ends_well(words: list[str], folder: Path, told: Path | None, **environment: str) -> None:
+    code, said = command(words[0], words[1:], folder, **environment)
+    assert code == 0, said
+    if told:
+        told.write_text(said)
+
+
+def test_nothing_is_said_to_be_elsewhere_for_nothing():
+    assert all(any(line.startswith(each) for line in commands()) for each in ELSEWHERE)

@@ -2,12 +2,14 @@
 
 import json
 import os
+from dataclasses import replace
 from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from continual.errors import some
+from continual.errors import Refused, how_it_failed, some
 from continual.options import PATHS, Options, flat
+from continual.registry import EXHIBITS
 from continual.report.classes import classes
 from continual.report.course import cost, seconds_of, training
 from continual.report.exhibit import Chapter, Exhibit, Table
@@ -23,11 +25,25 @@ def chapters(past: Past) -> list[Chapter]:
     """Of one run; the first of them, which tells what is missing, is made last."""
     from continual.report.exemplars import exemplars  # here, because it takes seconds to import, for models
 
-    rest = [results(past), classes(past), training(past), cost(past), exemplars(past), told(past)]
+    rest = [results(past), classes(past), training(past), cost(past), exemplars(past), *registered(past), told(past)]
     found = reached(past)
     if found and found.nb_tasks > past.nb_tasks:
         past.fault(f"evaluations.jsonl tells of the ends of {past.nb_tasks} of {found.nb_tasks} tasks; lines are missing")
     return [Chapter("The run", [overview(past)], past.faults), *rest]
+
+
+def registered(past: Past) -> list[Chapter]:
+    """What scripts have added to the page; no chapter where none has."""
+    exhibits, missing = [], []
+    for name, make in EXHIBITS.outside().items():
+        try:
+            made = make(past)
+            exhibits += [] if made is None else [replace(made, name=name.replace("_", "-"))]
+        except Refused as refused:
+            missing.append(f"{name}: {refused}")
+        except Exception as error:
+            missing.append(f"{name}: what was registered failed {how_it_failed(error)}")
+    return [Chapter("Registered", exhibits, missing)] if exhibits or missing else []
 
 
 def title(past: Past) -> str:

@@ -27,6 +27,7 @@ import torch  # noqa: E402
 from parts.augment import augment  # noqa: E402
 from parts.cuda import cuda  # noqa: E402
 from parts.exemplars import exemplars  # noqa: E402
+from parts.experiments import experiments  # noqa: E402
 from parts.quickstart import quickstart  # noqa: E402
 from parts.scaling import scaling  # noqa: E402
 from parts.setting import Row, Setting, guarded, load_average, say, sensible, table  # noqa: E402
@@ -35,6 +36,7 @@ from parts.tasks import tasks  # noqa: E402
 
 SECTIONS: dict[str, Callable[[Setting], Row]] = {
     "scaling": scaling,
+    "experiments": experiments,
     "cuda": cuda,
     "step": step,
     "augment": augment,
