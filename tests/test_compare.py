@@ -5,6 +5,7 @@ import json
 import shutil
 from subprocess import CompletedProcess
 
+import jobs
 import numpy as np
 import pytest
 from jobs import TINY, finish, folders
@@ -327,3 +328,9 @@ def test_runs_that_were_trained(command, tmp_path):
     assert first.figure is not None and first.found == pairs.compare(read(a), read(b), samples=200).verdict
     assert len(second.table.rows) == 4 and len(third.table.rows) == 6
     assert command(a / "seed-1", a / "seed-1").stdout.endswith("all answers are the same.\n")
+
+    code, said = jobs.command("continual.report", [a, "--deep", "--out", tmp_path / "page"], tmp_path)
+    text = (tmp_path / "page/index.html").read_text()
+    assert code == 0 and "3 runs" in text and "its lowest seed" in text, said
+    for name in ("methods", "verdict", "error-parts", "attention"):
+        assert f'id="{name}"' in text, name

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from jobs import ROOT, finish, folders, logs
+from jobs import ROOT, checkpoints, command, finish, folders, logs
 
 from continual.data import identity, sources
 from continual.datasets import Benchmark, load
@@ -136,3 +136,10 @@ def test_a_few_steps(tmp_path):
     assert summary["nb_classes"] == [5, 10] and logs(tmp_path).relative_to(tmp_path / "logs").as_posix().startswith(
         "glyphs/5-5/"
     )
+
+    looked = [command("continual.report", [logs(tmp_path), "--deep", "--out", tmp_path / "page"], tmp_path)]
+    looked += [command("continual.compare", [logs(tmp_path), checkpoints(tmp_path)], tmp_path)]
+    text = (tmp_path / "page/index.html").read_text()
+    assert [code for code, _ in looked] == [0, 0], looked
+    assert f"{summary['avg_acc']:.2f}" in text and 'id="exemplars"' in text and 'id="attention"' in text
+    assert looked[1][1].endswith("all answers are the same.\n")
