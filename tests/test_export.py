@@ -194,6 +194,15 @@ def test_a_growing_classifier_with_its_correction(tmp_path, command):
     assert told.code == 0 and "on 12 test images" in told.out
 
 
+def test_a_model_of_several_extractors(tmp_path, command):
+    """DER, one extractor a task."""
+    finish([*TINY, "--method", "der", *folders(tmp_path)], tmp_path)
+    told = command(logs(tmp_path), "--out", tmp_path / "a", "--formats", "weights", "onnx")
+    assert told.code == 0 and "model.onnx" in told.out
+    back, trained = continual.load_exported(tmp_path / "a"), continual.load(logs(tmp_path))
+    assert all(torch.equal(back.model.state_dict()[name], value) for name, value in trained.model.state_dict().items())
+
+
 @pytest.mark.parametrize("kind", [*KINDS, ""])
 def test_released_names_and_back(kind):
     model = tiny(kind, tasks=(3, 2, 2)).eval()
