@@ -62,9 +62,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def done(tmp_path_factory):
-    """The folder of a run of three tasks of two digits, for all tests of a file to look at."""
+    """The folder of a run of three tasks of two digits, for all tests to look at."""
     from jobs import THREE_TASKS, finish, folders  # here, because torch is imported with it
 
     folder = tmp_path_factory.mktemp("done")

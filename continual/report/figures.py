@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -55,11 +56,20 @@ class Curve:
     quiet: bool = False  # thin and dashed: what the others are held against
 
 
-@matplotlib.rc_context(STYLE)
+styled = matplotlib.rc_context(STYLE)  # what draws, draws under it
+
+
+@styled
+def sheet(height: float, rows: int = 1, columns: int = 1, *, width: float = WIDTH, **how: Any) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes, (rows, columns). how: for `Figure.subplots`."""
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(rows, columns, squeeze=False, **how)
+
+
 def empty(height: float = 3.2, *, rows: int = 1, width: float = WIDTH) -> tuple[Figure, list[Axes]]:
     """A figure, and its axes below each other."""
-    figure = Figure(figsize=(width, height))
-    return figure, list(figure.subplots(rows, 1, squeeze=False)[:, 0])
+    figure, axes = sheet(height, rows, width=width)
+    return figure, list(axes[:, 0])
 
 
 def colour(place: int) -> str:
@@ -73,7 +83,7 @@ def short(name: object, most: int = LETTERS) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-@matplotlib.rc_context(STYLE)
+@styled
 def curves(
     lines: Sequence[Curve],
     *,
@@ -117,7 +127,7 @@ def key(figure: Figure) -> None:
         figure.legend(handles, labels, loc="outside upper left", ncols=beside, columnspacing=1.2, handlelength=1.8)
 
 
-@matplotlib.rc_context(STYLE)
+@styled
 def heat(
     values: np.ndarray,
     *,
@@ -167,7 +177,7 @@ def _ticks(ax: Axes, names: Sequence[str], *, both: bool = False) -> None:
         ax.set_yticks(ticks, shown)
 
 
-@matplotlib.rc_context(STYLE)
+@styled
 def columns(
     names: Sequence[object],
     parts: Sequence[tuple[str, Sequence[float]]],
@@ -200,7 +210,7 @@ def columns(
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@styled
 def beams(names: Sequence[str], values: Sequence[float], *, xlabel: str) -> Figure:
     """Horizontal bars, the first on top, each with its number."""
     figure, (ax,) = empty(0.8 + 0.28 * len(names))
@@ -215,7 +225,7 @@ def beams(names: Sequence[str], values: Sequence[float], *, xlabel: str) -> Figu
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@styled
 def falls(best: Sequence[float], last: Sequence[float], learned: Sequence[float]) -> Figure:
     """How far every task has fallen: from its best accuracy down to the last one; and what it had when it was learned."""
     figure, (ax,) = empty(3.1)
@@ -230,7 +240,7 @@ def falls(best: Sequence[float], last: Sequence[float], learned: Sequence[float]
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@styled
 def spreads(lines: Sequence[Curve], *, xlabel: str, ylabel: str) -> Figure:
     """Points with bars of one standard deviation, those of different lines side by side."""
     figure, (ax,) = empty(2.9 + 0.18 * len(lines))
@@ -248,7 +258,7 @@ def spreads(lines: Sequence[Curve], *, xlabel: str, ylabel: str) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@styled
 def against(panels: Sequence[tuple[str, str, Sequence[Curve]]], *, ylabel: str) -> Figure:
     """Clouds of points with their means: panels (x-label, unit, clouds) below each other, of equal clouds."""
     clouds = panels[0][2]
@@ -266,7 +276,7 @@ def against(panels: Sequence[tuple[str, str, Sequence[Curve]]], *, ylabel: str) 
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@styled
 def gallery(images: np.ndarray, under: np.ndarray, names: Sequence[object]) -> Figure:
     """Images (C, K, S, S, 4) uint8 in rows, with alpha, as one picture; under each its number, `under` (C, K), NaN for none."""
     nb_rows, nb_columns, side = images.shape[:3]

@@ -8,21 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from continual.report.figures import COLOURS, INK, MARKERS, NUMBERS_UP_TO, ON_BRIGHT, ON_DARK, STYLE, WIDTH
-
-styled = matplotlib.rc_context(STYLE)
-
-
-def sheet(height: float, rows: int = 1, columns: int = 1, **how: object) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes, (rows, columns). For functions under `styled`."""
-    figure = Figure(figsize=(WIDTH, height))
-    return figure, figure.subplots(rows, columns, squeeze=False, **how)
-
-
-def key(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """What stands for what, above the picture."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.2, handlelength=1.8)
+from continual.report.figures import COLOURS, INK, MARKERS, NUMBERS_UP_TO, ON_BRIGHT, ON_DARK, WIDTH, key, sheet, styled
 
 
 @styled
@@ -45,7 +31,7 @@ def columns(
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, top or max(1.0, 1.08 * below.max(initial=0))))
     whole(ax, at)
     ax.grid(axis="x", visible=False)
-    key(figure, ax)
+    key(figure)
     return figure
 
 
@@ -67,7 +53,7 @@ def lines(
         ax.plot(at, np.asarray(values, dtype=float), label=label, markersize=size, clip_on=limits is None, **style)
     ax.set(xlabel=xlabel, ylabel=ylabel, **({"ylim": limits} if limits else {}))
     whole(ax, at)
-    key(figure, ax)
+    key(figure)
     return figure
 
 
@@ -134,7 +120,7 @@ def reliability(parts: Sequence[tuple[str, object]]) -> Figure:
         below.stairs(share, edges, color=COLOURS[place], linewidth=1.5)
     ax.set(ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1))
     below.set(xlabel="confidence", ylabel="% of images", ylim=(0, None))
-    key(figure, ax)
+    key(figure)
     return figure
 
 
