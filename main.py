@@ -15,12 +15,10 @@ import sys
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from continual import rehearsal
 from continual.jobs import distributed
 from continual.jobs.launch import Job
-from continual.randomness import seed_of, seeded
+from continual.randomness import seeded
 from continual.runs import looking, opening
 from continual.runs.experiment import Experiment, Here
 from continual.runs.greeting import budget
@@ -121,25 +119,12 @@ def learn(run: Run, exp: Experiment, task: Task, phase: Phase) -> None:
 
 def remember(run: Run, exp: Experiment, task: Task) -> None:
     """Make room in the memory, then add exemplars of the new classes (section 4.1; herding as in iCaRL)."""
-    memory, options, new_images = run.memory, exp.options.rehearsal, exp.new_images(task.index)
+    memory, new_images, choices = run.memory, exp.new_images(task.index), exp.options.rehearsal.rehearsal_modes
     if not memory.memory_size:
         return
-    quota = memory.quota(task.nb_seen)
-    rule, _, kind = options.rehearsal.rpartition("_") if options.rehearsal != "random" else ("random", "", "")
-    here, choices = exp.loading.device, options.rehearsal_modes  # so many, each on images augmented anew
-    chosen: list[list[np.ndarray]] = []  # for every replica the exemplars of each new class, as rows of new_images
+    quota, chosen = memory.quota(task.nb_seen), []  # for every replica the exemplars of each new class, as rows of new_images
     for replica in range(memory.nb_replicas):
-        ranked: list[list[np.ndarray]] = []  # for every choice, those of each class
-        for choice in range(choices):
-            key = exp.key("exemplars", task.index, replica, choice)
-            how, of_classes = {"k": -(-quota // choices), "seed": partial(seed_of, *key), "device": here}, []
-            for group, rows in enumerate(rehearsal.groups(new_images.y)):
-                images, key = new_images.take(rows), (*key, "group", group) if group else key
-                look = {"augment": exp.selects_on_augmented, "key": key, "newest_only": kind == "token"}
-                features = None if rule == "random" else exp.features(run, task, images, **look)
-                picks = distributed.on_main(partial(rehearsal.choose, rule, features, images.y, **how))
-                of_classes += [rows[each] for each in picks]
-            ranked.append(of_classes)
+        ranked = [exp.select(run, task, k=-(-quota // choices), replica=replica, choice=choice) for choice in range(choices)]
         chosen.append([rehearsal.in_turn(list(of_class))[:quota] for of_class in zip(*ranked, strict=True)])
 
     memory.cut(quota)

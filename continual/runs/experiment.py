@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from continual import rehearsal
 from continual.data import augmentation, identity, material, transforms
 from continual.data.images import Images, InMemory
 from continual.data.material import Material
@@ -155,6 +156,23 @@ class Experiment:
             newest_only=newest_only,
             before_batch=partial(self.stop_if_asked, run, task) if may_stop else lambda: None,
         )
+
+    def select(self, run: Run, task: Task, *, k: int, replica: int, choice: int) -> list[np.ndarray]:
+        """At most k exemplars of each new class, as rows of the task's images, the most important first.
+
+        choice: which one of several, each by images that are augmented anew.
+        """
+        new_images, name = self.new_images(task.index), self.options.rehearsal.rehearsal
+        rule, _, kind = name.rpartition("_") if name != "random" else ("random", "", "")
+        key, chosen = self.key("exemplars", task.index, replica, choice), []
+        how = {"k": k, "seed": partial(seed_of, *key), "device": self.loading.device}
+        for group, rows in enumerate(rehearsal.groups(new_images.y)):
+            images, key = new_images.take(rows), (*key, "group", group) if group else key
+            look = {"augment": self.selects_on_augmented, "key": key, "newest_only": kind == "token"}
+            features = None if rule == "random" else self.features(run, task, images, **look)
+            picks = distributed.on_main(partial(rehearsal.choose, rule, features, images.y, **how))
+            chosen += [rows[each] for each in picks]
+        return chosen
 
     @cached_property
     def of_data(self) -> dict[str, Any]:
