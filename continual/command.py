@@ -1,10 +1,11 @@
 """What the commands beside main.py share: arguments, refusals in one line, exit codes."""
 
 import argparse
+import importlib.util
 import os
-import runpy
 import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +40,7 @@ def answered(command: Callable[[Sequence[str] | None], int], argv: Sequence[str]
         return 141
 
 
+SCRIPT = "registering"  # what the script is called as a module
 _script = ""  # that is being run for what it registers
 
 
@@ -55,7 +57,9 @@ def register() -> None:
         raise OptionsError(f"MAIN: there is no file {path}")
     _script = path
     try:
-        runpy.run_path(path, run_name="registering")
+        spec = importlib.util.spec_from_file_location(SCRIPT, path, loader=SourceFileLoader(SCRIPT, path))
+        sys.modules[SCRIPT] = importlib.util.module_from_spec(spec)  # where other processes find its classes, too
+        spec.loader.exec_module(sys.modules[SCRIPT])
     except Refused:
         raise
     except (Exception, SystemExit) as error:

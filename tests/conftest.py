@@ -31,11 +31,17 @@ FURTHER_CASES = (  # of what other cases, which always run, show already
     "test_contract.py::test_killed_in_each_phase[[][!dt]*]",  # dytox, der and twophase always
     "test_contract.py::test_one_process_and_two[[][!dt]*]",
     "test_contract.py::test_own_option_acts_from_its_place_on[[]der*]",
-    "test_faults.py::test_killed_at_random[[]1]",
+    "test_faults.py::test_killed_at_random[[]2]",
+    "test_faults.py::test_train_sh_starts_a_failed_job_again[[]2]",
     "test_faults.py::test_killed_under_mixed_precision[[]fp16]",
     "test_faults.py::test_not_a_number[[]1]",
     "test_faults.py::test_running_statistics_of_two_processes",
     "test_faults.py::test_resumed_on_four_processes",
+    "test_readme.py::test_every_command_does_what_it_says[[]python -m continual.report RUN RUN*",
+    "test_readme.py::test_every_command_does_what_it_says[[]python -m continual.export*",
+    "test_readme.py::test_every_command_does_what_it_says[[]python -m continual.verify*",
+    "test_readme.py::test_every_command_does_what_it_says[[]MAIN=*fading.py*",
+    "test_export.py::test_what_does_not_agree_is_not_kept[[]broken]",
     "test_sweep.py::test_the_array_of_the_readme",
     "test_sweep.py::test_killed_five_times[[]all]",
     "test_verify.py::test_two_processes[[]1]",
@@ -57,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if THOROUGH not in os.environ:
         skip = pytest.mark.skip(reason=f"one of many cases; {THOROUGH}=1 runs them all")
         for item in items:
-            name = item.nodeid.rpartition("/")[2]
+            name = item.nodeid[item.nodeid.index("test_") :]  # without its folder
             if any(fnmatchcase(name, pattern) for pattern in FURTHER_CASES):
                 item.add_marker(skip)
 

@@ -108,13 +108,29 @@ def _command(name: str, argv: list[str], environment: dict[str, str], output: st
     runpy.run_module(name, run_name="__main__")
 
 
-def command(name: str, argv: Sequence[Any], folder: Path, **environment: str) -> tuple[int, str]:
-    """Exit code of `python -m NAME ARGV`, and what it printed."""
-    output = folder / f"output-of-{name}-{len(list(folder.glob('output-of-*')))}"
-    process = SERVER.Process(target=_command, args=(name, [str(word) for word in argv], environment, str(output)))
-    process.start()
-    process.join(TIMEOUT)
-    return process.exitcode, output.read_text()
+def command(name: str, argv: Sequence[Any], folder: Path, *, processes: int = 1, **environment: str) -> tuple[int, str]:
+    """Exit code of `python -m NAME ARGV`, the largest of several processes, and what they printed."""
+    outputs, started = [], []
+    for own in ranks(processes):
+        outputs.append(folder / f"output-of-{name}-{len(list(folder.glob('output-of-*')))}")
+        outputs[-1].touch()
+        args = (name, [str(word) for word in argv], {**environment, **own}, str(outputs[-1]))
+        started.append(SERVER.Process(target=_command, args=args))
+        started[-1].start()
+    for process in started:
+        process.join(TIMEOUT)
+    return max(process.exitcode for process in started), "".join(output.read_text() for output in outputs)
+
+
+def ranks(processes: int) -> list[dict[str, str]]:
+    """What each of so many processes has in its environment, as torchrun would give it; nothing for one alone."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 class Job:
@@ -132,15 +148,9 @@ class Job:
     ):
         folder.mkdir(parents=True, exist_ok=True)
         common = {"DYTOX_FAULT": fault, **(environment or {})}
-        if processes > 1:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            common |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         number = len(list(folder.glob("output-*")))
         self.begun, self.processes, self.outputs = time.monotonic(), [], []
-        for rank in range(processes):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        for rank, own in enumerate(ranks(processes)):
             self.outputs.append(folder / f"output-{number + rank}")
             args = (list(argv), common | own, str(self.outputs[-1]), most_bytes)
             self.processes.append(SERVER.Process(target=_process, args=args))

@@ -420,16 +420,16 @@ def test_asked_to_stop_while_it_starts_again(tmp_path, undisturbed):
     assert_same_results(tmp_path, undisturbed(1))
 
 
-def test_train_sh_starts_a_failed_job_again(tmp_path, undisturbed):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_train_sh_starts_a_failed_job_again(processes, tmp_path, undisturbed):
     """After kill -9 of one process torchrun starts all again, and they go on in the same folder."""
-    argv = ["train.sh", "cpu:2", *TINY, *folders(tmp_path)]
-    code = bash(argv, tmp_path, MAX_RESTARTS="1", MAIN=str(ROOT / "tests/faults.py"), DYTOX_FAULT="kill:step:9:rank1").wait(
-        TIMEOUT
-    )
+    argv = ["train.sh", f"cpu:{processes}", *TINY, *folders(tmp_path)]
+    fault = {"MAIN": str(ROOT / "tests/faults.py"), "DYTOX_FAULT": f"kill:step:9:rank{processes - 1}"}
+    code = bash(argv, tmp_path, MAX_RESTARTS="1", **fault).wait(TIMEOUT)
     said = (tmp_path / "output").read_text()
     assert code == 0, said
     assert "resumed from task-2-finetuning" in said
-    assert_same_results(tmp_path, undisturbed(2))
+    assert_same_results(tmp_path, undisturbed(processes))
 
 
 @pytest.fixture

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from digits import ALL
-from jobs import ROOT, checkpoints, command, for_bash, logs, states
+from jobs import ROOT, checkpoints, command, logs, states
 
 import continual
 from continual import predict
 from continual.errors import CheckpointError, OptionsError
-from continual.registry import DATA_SETS, ENCODERS, LOSSES, METHODS, METRICS, RULES
+from continual.registry import DATA_SETS, ENCODERS, EXHIBITS, LOSSES, METHODS, METRICS, RULES
+from continual.report import one
+from continual.report.reading import read
 
 README = (ROOT / "README.md").read_text()
 CELLS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -49,15 +51,6 @@ def script(tmp_path):
     return written
 
 
-def train_sh(where: str, argv: list[str], main: Path | None = None, code: int = 0, **environment: str) -> str:
-    """What train.sh printed; it must end with this code."""
-    env = for_bash({**({"MAIN": str(main)} if main else {}), **environment})
-    command = ["bash", str(ROOT / "train.sh"), where, *argv]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 def places(folder: Path) -> list[str]:
     return ["--log-path", str(folder / "logs"), "--output-basedir", str(folder / "checkpoints")]
 
@@ -78,12 +71,13 @@ def test_lwf_on_two_processes_and_resumed(script, tmp_path):
     lwf = script("lwf")
     (line,) = re.findall(r"MAIN=\S*lwf.py bash train.sh (.*)", README)
     where, *told = shlex.split(line)
-    train_sh(where, [*told, *TINY[len(DIGITS) - 4 :], "--max-task", "1", *places(tmp_path)], lwf)
+    argv = [*told, *TINY[len(DIGITS) - 4 :], "--max-task", "1", "--device", "cpu", *places(tmp_path)]
+    jobs.finish(argv, tmp_path, processes=int(where[-1]), environment={"MAIN": str(lwf), ALL: "1"})
     alone(lwf, ["--resume", str(logs(tmp_path)), "--max-task", "2"], tmp_path)
     manifest = json.loads(next(checkpoints(tmp_path).glob("*task-2-finished.json")).read_text())
     assert manifest["identity"]["registered"] == ["method lwf"] and manifest["identity"]["lwf_weight"] == 3.0
-    told = train_sh("cpu", ["--resume", str(logs(tmp_path))], code=2)
-    assert told.count("\n") == 1 and "there is no method 'lwf'" in told
+    job = jobs.run(["--resume", str(logs(tmp_path))], tmp_path)
+    assert job.codes == [2] and job.said().count("\n") == 1 and "there is no method 'lwf'" in job.said()
 
 
 def test_a_loss_an_encoder_a_rule_and_a_metric_in_one_run(script, tmp_path):
@@ -124,12 +118,18 @@ def test_a_picture_on_the_page_of_a_run(script, tmp_path, done):
     assert rows[0] == "tasks learned since,accuracy" and len(rows) == 4
     assert float(rows[-1].split(",")[1]) == pytest.approx(matrix[2][0])
 
-    fading.write_text(fading.read_text().replace("past.matrix()", "past.matrix()[7:][0]"))
-    assert command("continual.report", [logs(done), "--out", page], tmp_path, MAIN=str(fading))[0] == 0
-    text = (page / "index.html").read_text()
-    assert "fading: what was registered failed at line " in text and "How tasks fade" not in text
-    assert command("continual.report", [logs(done), "--out", page], tmp_path)[0] == 0
-    assert "Registered" not in (page / "index.html").read_text()
+    (past,) = read(logs(done))
+    assert not one.registered(past)  # here nothing is
+
+    def failing(past):
+        return past.matrix()[7]
+
+    continual.register_exhibit("failing_one", failing)
+    try:
+        (chapter,) = one.registered(past)
+        assert not chapter.exhibits and chapter.missing[0].startswith("failing_one: what was registered failed at line ")
+    finally:
+        EXHIBITS.remove("failing_one")
 
 
 @pytest.mark.parametrize(

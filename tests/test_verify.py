@@ -5,15 +5,13 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import sklearn.datasets
 import torch
 from digits import few_digits
-from jobs import ROOT, TINY, checkpoints, finish, folders, for_bash, logs, run
+from jobs import ROOT, TINY, checkpoints, command, finish, folders, logs, run
 from made_up import write_image_tree
 
 from continual import verify
@@ -128,12 +126,10 @@ def test_one_that_goes_on(tmp_path):
 def test_two_processes(processes, tmp_path):
     """The bits of two processes are those of two; one finds them within a tolerance, where sums are in another order."""
     finish([*TINY, *folders(tmp_path), "--data-set", "folder", *_tree(tmp_path)], tmp_path, processes=2)
-    argv = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    words = [sys.executable, *argv, "-m", "continual.verify", str(logs(tmp_path))]
-    job = subprocess.run(words, env=for_bash({}), cwd=ROOT, capture_output=True, text=True)
-    assert job.returncode == 0, job.stdout + job.stderr
-    assert job.stdout.count("last evaluation  the same: to the bit") == 1
-    assert job.stdout.count(f"first steps      {'the same: to the bit' if processes == 2 else ''}") == 1
+    code, said = command("continual.verify", [logs(tmp_path)], tmp_path, processes=processes)
+    assert code == 0, said
+    assert said.count("last evaluation  the same: to the bit") == 1
+    assert said.count(f"first steps      {'the same: to the bit' if processes == 2 else ''}") == 1
 
 
 def _tree(folder):
