@@ -49,7 +49,6 @@ FURTHER_CASES = (  # of what other cases, which always run, show already
     "test_distributed.py::test_replicas_at_once[[]2]",
     "test_distributed.py::test_augmented_in_bfloat16_on_one_and_two_processes",
     "test_experiment.py::test_one_checkpoint[[]task-2*",
-    "test_board.py::test_killed_and_resumed[[][brw]*",
     "test_branch.py::test_killed_anywhere[[][fm]*",
     "test_compare.py::test_chance_is_taken_for_a_difference_one_time_in_twenty[[]3*",
     "test_launch.py::test_too_few_open_files",

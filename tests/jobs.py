@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -188,6 +188,45 @@ def finish(argv: Sequence[str], folder: Path, **how: Any) -> Job:
     job = run(argv, folder, **how)
     assert set(job.codes) == {0}, job.said()
     return job
+
+
+# Faults one after the other, each met by what resumed after the one before, from the beginning of a run to its end.
+KILLED_AT = (
+    "data:3",
+    "manifest:3",
+    "evaluation:5",
+    "backward:6",
+    "exemplars:4",
+    "finetuning:1",
+    "writing:1",
+    "rename:2",
+    "end:1",
+)
+STOPPED_AT = [  # and where the run then is
+    ("data:1,term:rename:4,term:manifest:2", "task-1-training-epoch-1-step-1"),  # and again while it saves
+    ("evaluation:2", "task-1-training-epoch-1-step-2"),  # the second of three batches, after the epoch's two steps
+    ("writing:1", "task-1-training-epoch-2-step-1"),
+    ("exemplars:4", "task-1-remembering-epoch-1-step-0"),
+    ("evaluation:1", "task-1-evaluating-epoch-1-step-0"),
+    ("task change:1", "task-2-training-epoch-1-step-0"),
+    ("step:1", "task-2-training-epoch-1-step-1"),
+    ("evaluation:3", "task-2-training-epoch-1-step-2"),
+    ("data:1", "task-2-training-epoch-2-step-1"),
+    ("exemplars:4", "task-2-remembering-epoch-1-step-0"),
+    ("finetuning:1", "task-2-finetuning-epoch-1-step-1"),
+]
+
+
+def faulty(kind: str, places: Sequence[str], folder: Path, argv: Sequence[str] = TINY, **how: Any) -> Iterator[tuple[str, Job]]:
+    """One run that meets a fault at a place, is resumed, meets the next one, and so on, and ends: place and job of each.
+
+    A process counts how often it reached a place from its own start.
+    """
+    argv = [*argv, *folders(folder)]
+    for place in places:
+        yield place, run(argv, folder, fault=f"{kind}:{place}", **how)
+        argv = ["--resume", str(checkpoints(folder))]
+    finish(argv, folder, **how)
 
 
 def for_bash(environment: dict[str, str]) -> dict[str, str]:

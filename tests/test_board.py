@@ -7,7 +7,21 @@ import sys
 import types
 
 import pytest
-from jobs import OUTSIDE, ROOT, TINY, assert_equal, checkpoints, finish, folders, logs, run, states
+from jobs import (
+    KILLED_AT,
+    OUTSIDE,
+    ROOT,
+    STOPPED_AT,
+    TINY,
+    assert_equal,
+    checkpoints,
+    faulty,
+    finish,
+    folders,
+    logs,
+    run,
+    states,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import metadata
@@ -115,18 +129,17 @@ def test_the_options_come_first_and_the_end_last(undisturbed):
     assert "log_path" not in told
 
 
-@pytest.mark.parametrize("place", ["backward:6", "evaluation:14", "finetuning:1", "end:1", "end:2", "writing:9", "rename:1"])
-def test_killed_and_resumed(place, tmp_path, undisturbed):
-    assert run([*SHOWN, *folders(tmp_path)], tmp_path, fault=f"kill:{place}").codes == [-signal.SIGKILL]
-    assert "warning: TensorBoard" not in resume(tmp_path).said()
+def test_killed_and_resumed(tmp_path, undisturbed):
+    for place, job in faulty("kill", ["rename:1", *KILLED_AT], tmp_path, SHOWN):
+        assert job.codes == [-signal.SIGKILL], place
+        assert "warning: TensorBoard" not in job.said()
     assert points(tmp_path) == points(undisturbed)
 
 
-@pytest.mark.parametrize("place", ["data:1", "evaluation:2", "evaluation:5", "finetuning:1"])
-def test_stopped_and_resumed(place, tmp_path, undisturbed):
+def test_stopped_and_resumed(tmp_path, undisturbed):
     """Also inside the evaluation after an epoch, which a resume begins with the means of that epoch."""
-    assert run([*SHOWN, *folders(tmp_path)], tmp_path, fault=f"term:{place}").codes == [75]
-    resume(tmp_path)
+    for place, job in faulty("term", [place for place, _ in STOPPED_AT], tmp_path, SHOWN):
+        assert job.codes == [75], place
     assert points(tmp_path) == points(undisturbed)
 
 

@@ -282,8 +282,8 @@ def test_evaluation_is_of_all_that_was_learned(done):
 def test_more_tasks_than_before(tmp_path, done):
     finish([*THREE_TASKS, *folders(tmp_path), "--max-task", "2"], tmp_path)
     finish(["--resume", str(checkpoints(tmp_path)), "--max-task", "3"], tmp_path)
-    wanted = states(checkpoints(done))
-    assert_equal({name: states(checkpoints(tmp_path))[name] for name in wanted}, wanted)
+    found, wanted = states(checkpoints(tmp_path)), states(checkpoints(done))
+    assert_equal({name: found[name] for name in wanted}, wanted)
 
 
 def test_exemplars_that_are_files(tmp_path):

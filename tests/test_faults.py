@@ -13,7 +13,9 @@ import faults
 import pytest
 from campaign import campaign
 from jobs import (
+    KILLED_AT,
     ROOT,
+    STOPPED_AT,
     TIMEOUT,
     TINY,
     Job,
@@ -22,6 +24,7 @@ from jobs import (
     assert_same_results,
     bash,
     checkpoints,
+    faulty,
     finish,
     folders,
     logs,
@@ -57,31 +60,8 @@ def status(folder):
     return json.loads((logs(folder) / "status.json").read_text())
 
 
-def faulty(kind, places, folder, **how):
-    """One run that meets a fault at a place, is resumed, meets the next one, and so on, and ends: place and job of each.
-
-    A process counts how often it reached a place from its own start.
-    """
-    argv = [*TINY, *folders(folder)]
-    for place in places:
-        yield place, run(argv, folder, fault=f"{kind}:{place}", **how)
-        argv = ["--resume", str(checkpoints(folder))]
-    resume(folder, **how)
-
-
 def test_killed_anywhere(tmp_path, undisturbed):
-    places = (
-        "data:3",
-        "manifest:3",
-        "evaluation:5",
-        "backward:6",
-        "exemplars:4",
-        "finetuning:1",
-        "writing:1",
-        "rename:2",
-        "end:1",
-    )
-    for place, job in faulty("kill", places, tmp_path):
+    for place, job in faulty("kill", KILLED_AT, tmp_path):
         assert job.codes == [-signal.SIGKILL], (place, job.said())
         assert status(tmp_path)["status"] == "running"
     assert_same_results(tmp_path, undisturbed(1))
@@ -202,24 +182,9 @@ def test_killed_before_the_first_checkpoint(tmp_path, undisturbed):
     assert_same_results(tmp_path, undisturbed(1))
 
 
-STOPS = [  # one after the other: a fault, and where the run then is
-    ("data:1,term:rename:4,term:manifest:2", "task-1-training-epoch-1-step-1"),  # and again while it saves
-    ("evaluation:2", "task-1-training-epoch-1-step-2"),  # the second of three batches, after the epoch's two steps
-    ("writing:1", "task-1-training-epoch-2-step-1"),
-    ("exemplars:4", "task-1-remembering-epoch-1-step-0"),
-    ("evaluation:1", "task-1-evaluating-epoch-1-step-0"),
-    ("task change:1", "task-2-training-epoch-1-step-0"),
-    ("step:1", "task-2-training-epoch-1-step-1"),
-    ("evaluation:3", "task-2-training-epoch-1-step-2"),
-    ("data:1", "task-2-training-epoch-2-step-1"),
-    ("exemplars:4", "task-2-remembering-epoch-1-step-0"),
-    ("finetuning:1", "task-2-finetuning-epoch-1-step-1"),
-]
-
-
 def test_asked_to_stop(tmp_path, undisturbed):
     """A step of training, or a batch of anything else, is the most that is done before saving."""
-    for (_, where), (place, job) in zip(STOPS, faulty("term", [place for place, _ in STOPS], tmp_path), strict=True):
+    for (_, where), (place, job) in zip(STOPPED_AT, faulty("term", [place for place, _ in STOPPED_AT], tmp_path), strict=True):
         assert job.codes == [75], (place, job.said())
         assert status(tmp_path)["status"] == "preempted" and status(tmp_path)["exit_code"] == 75
         last = job.said().strip().splitlines()[-1]
