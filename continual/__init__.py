@@ -36,14 +36,13 @@ MAIN = ROOT / "main.py"  # the experiment, top to bottom
 def main() -> None:
     """Do what main.py does, from a script that has registered things of its own; ends the process with its exit code.
 
-    Where a command runs the script for what it registers (`MAIN=script.py python -m continual.report RUN`), it does nothing.
+    Where a command runs the script for what it registers (`MAIN=script.py python -m continual.report RUN`), that ends here.
     """
-    from continual.command import registering
+    from continual.command import Enough, registering
     from continual.options import parse_or_exit
 
     if registering():
-        return
-
+        raise Enough
     options = parse_or_exit()
     sys.exit(story().main(options))
 
@@ -176,9 +175,9 @@ def register_metric(name: str, metric: Callable[..., float]) -> None:
 
 
 def register_exhibit(name: str, make: Callable[..., Any]) -> None:
-    """Put a picture, a table or both on the page of a run: make(`continual.report.reading.Past`) -> Exhibit, None for nothing.
+    """Put a picture, a table or both on the page of one run: make(`continual.report.reading.Past`) -> Exhibit, or None.
 
-    Raises OptionsError.
+    name: also that of its files, whatever the Exhibit says. Raises OptionsError.
     """
     from continual.registry import EXHIBITS
 

@@ -1,11 +1,10 @@
 """What the commands beside main.py share: arguments, refusals in one line, exit codes."""
 
 import argparse
-import importlib.util
 import os
 import sys
+import types
 from collections.abc import Callable, Sequence
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,7 +27,8 @@ class Parser(argparse.ArgumentParser):
 def answered(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
     """The exit code of a command; what it refuses is one line on standard error. argv: None for those of the process."""
     try:
-        register()
+        if not {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
+            register()
         return command(argv)
     except Refused as refused:
         print(f"error: {plain(str(refused))}", file=sys.stderr)
@@ -40,37 +40,53 @@ def answered(command: Callable[[Sequence[str] | None], int], argv: Sequence[str]
         return 141
 
 
-SCRIPT = "registering"  # what the script is called as a module
-_script = ""  # that is being run for what it registers
+SCRIPT = "registering"  # what a script is called as a module, where forked workers find its classes, too
+_registering = False
+
+
+class Enough(BaseException):
+    """What `continual.main()` raises in a script that is run for what it registers: nothing behind it is run."""
 
 
 def register() -> None:
-    """Run the script that MAIN names, as for train.sh, for what it registers: its `continual.main()` returns at once.
+    """Run the script that MAIN names, as for train.sh, for what it registers; it ends at its `continual.main()`.
 
     Raises OptionsError if there is none or it fails.
     """
-    global _script
-    path = os.path.expanduser(os.environ.get("MAIN", ""))
-    if not path:
+    global _registering
+    wanted = os.environ.get("MAIN", "")
+    path = os.path.abspath(os.path.expanduser(wanted))
+    if not wanted or path == script() or _registering:
         return
     if not os.path.isfile(path):
         raise OptionsError(f"MAIN: there is no file {path}")
-    _script = path
+    module, argv, paths = types.ModuleType(SCRIPT), sys.argv, sys.path[:]
+    sys.modules[SCRIPT], module.__file__, sys.argv = module, path, [path]
+    sys.path.insert(0, os.path.dirname(path))
+    _registering = True
     try:
-        spec = importlib.util.spec_from_file_location(SCRIPT, path, loader=SourceFileLoader(SCRIPT, path))
-        sys.modules[SCRIPT] = importlib.util.module_from_spec(spec)  # where other processes find its classes, too
-        spec.loader.exec_module(sys.modules[SCRIPT])
-    except Refused:
-        raise
+        exec(compile(Path(path).read_bytes(), path, "exec"), vars(module))
+    except Enough:
+        pass
     except (Exception, SystemExit) as error:
-        raise OptionsError(f"MAIN: {path} failed {how_it_failed(error)}") from error
+        if isinstance(error, SystemExit) and not error.code:
+            return
+        del sys.modules[SCRIPT]
+        if isinstance(error, Refused):
+            raise
+        raise OptionsError(f"MAIN: {path} failed {how_it_failed(error, path)}") from error
     finally:
-        _script = ""
+        sys.argv, sys.path[:], _registering = argv, paths, False
 
 
 def registering() -> bool:
-    """Whether a script is being run for what it registers alone."""
-    return bool(_script)
+    """Whether a script is being run for what it registers."""
+    return _registering
+
+
+def script() -> str:
+    """The path of the script that was run for what it registers; empty without one."""
+    return getattr(sys.modules.get(SCRIPT), "__file__", "")
 
 
 def keep_out_of(run: Sequence[Path], path: str, option: str) -> Path:

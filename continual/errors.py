@@ -67,15 +67,22 @@ def plain(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Another library's error, on one line, with its type."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def how_it_failed(error: Exception) -> str:
-    """Where and why something from outside failed: "at line 3 of mine.py: ValueError: ..."."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"at line {frame.lineno} of {frame.filename}: {one_line(error)}"
+def how_it_failed(error: BaseException, path: str = "") -> str:
+    """Where and why something from outside failed: "at line 3 of mine.py: ValueError: ...".
+
+    path: the file to name, where its frames are among others; default: where it was raised.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((each for each in reversed(frames) if each.filename == path), frames[-1])
+    line, file = frame.lineno, frame.filename
+    if isinstance(error, SyntaxError) and error.filename:
+        line, file = error.lineno, error.filename
+    return f"at line {line} of {file}: {one_line(error)}"
 
 
 def some(values: Iterable[object], most: int = 10) -> str:

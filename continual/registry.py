@@ -45,13 +45,18 @@ class Register:
         if name not in self._builtin:
             near = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.0)
             hint = f"; the nearest is {near[0]}" if near else ""
-            raise OptionsError(f"there is no {self.what} {name[:80]!r}{hint} (what a script registers, only that script knows)")
+            only = "(what a script registers, only that script knows: MAIN=SCRIPT)"
+            raise OptionsError(f"there is no {self.what} {name[:80]!r}{hint} {only}")
         module, _, attribute = self._builtin[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
 
     def names(self) -> list[str]:
         """All names, those of this package first."""
         return list({**self._builtin, **self._outside})
+
+    def told(self, name: str) -> str:
+        """A thing with its kind, such as "method lwf"."""
+        return f"{self.what} {name}"
 
     def outside(self) -> dict[str, Any]:
         """What came from outside, by name."""
@@ -90,5 +95,5 @@ EXHIBITS = Register("exhibit")
 
 def lacking(names: Sequence[str]) -> list[str]:
     """Of what a run was made with, such as "method lwf", what no script has registered here."""
-    here = {f"{register.what} {name}" for register in OF_A_RUN for name in register.outside()}
+    here = {register.told(name) for register in OF_A_RUN for name in register.outside()}
     return [name for name in names if name not in here]

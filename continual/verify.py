@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         for past in runs:
             if unknown := lacking(past.identity.get("registered", [])):
                 told = f"{past.label} was made with what a script registers ({some(unknown)})"
-                raise OptionsError(f"{told}: MAIN=SCRIPT python -m continual.verify ...")
+                raise OptionsError(f"{told}; name the script: MAIN=SCRIPT python -m continual.verify RUN")
         device = distributed.start(asked.device or runs[0].options.get("device", "auto"))
         verdicts = [certificate.verify(past, asked, device) for past in runs]
         document = certificate.document(asked, runs, verdicts)

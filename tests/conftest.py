@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 
+os.environ.pop("MAIN", None)  # a script that commands would run for what it registers
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in every process started from here
 
 LONG = (
@@ -37,10 +38,10 @@ FURTHER_CASES = (  # of what other cases, which always run, show already
     "test_faults.py::test_not_a_number[[]1]",
     "test_faults.py::test_running_statistics_of_two_processes",
     "test_faults.py::test_resumed_on_four_processes",
-    "test_readme.py::test_every_command_does_what_it_says[[]python -m continual.report RUN RUN*",
-    "test_readme.py::test_every_command_does_what_it_says[[]python -m continual.export*",
-    "test_readme.py::test_every_command_does_what_it_says[[]python -m continual.verify*",
-    "test_readme.py::test_every_command_does_what_it_says[[]MAIN=*fading.py*",
+    "test_readme.py::test_every_command_ends_well[[]python -m continual.report RUN RUN*",
+    "test_readme.py::test_every_command_ends_well[[]python -m continual.export*",
+    "test_readme.py::test_every_command_ends_well[[]python -m continual.verify*",
+    "test_readme.py::test_every_command_ends_well[[]MAIN=*fading.py*",
     "test_export.py::test_what_does_not_agree_is_not_kept[[]broken]",
     "test_sweep.py::test_the_array_of_the_readme",
     "test_sweep.py::test_killed_five_times[[]all]",

@@ -109,7 +109,7 @@ def _command(name: str, argv: list[str], environment: dict[str, str], output: st
 
 
 def command(name: str, argv: Sequence[Any], folder: Path, *, processes: int = 1, **environment: str) -> tuple[int, str]:
-    """Exit code of `python -m NAME ARGV`, the largest of several processes, and what they printed."""
+    """Exit code of `python -m NAME ARGV`, of several processes the first that is not 0, and what they printed."""
     outputs, started = [], []
     for own in ranks(processes):
         outputs.append(folder / f"output-of-{name}-{len(list(folder.glob('output-of-*')))}")
@@ -119,7 +119,11 @@ def command(name: str, argv: Sequence[Any], folder: Path, *, processes: int = 1,
         started[-1].start()
     for process in started:
         process.join(TIMEOUT)
-    return max(process.exitcode for process in started), "".join(output.read_text() for output in outputs)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    codes = [process.exitcode for process in started]
+    return next((code for code in codes if code), 0), "".join(output.read_text() for output in outputs)
 
 
 def ranks(processes: int) -> list[dict[str, str]]:
@@ -220,7 +224,7 @@ STOPPED_AT = [  # and where the run then is
 def faulty(kind: str, places: Sequence[str], folder: Path, argv: Sequence[str] = TINY, **how: Any) -> Iterator[tuple[str, Job]]:
     """One run that meets a fault at a place, is resumed, meets the next one, and so on, and ends: place and job of each.
 
-    A process counts how often it reached a place from its own start.
+    A process counts how often it reached a place from its own start. The run ends when all places have been taken.
     """
     argv = [*argv, *folders(folder)]
     for place in places:

@@ -452,8 +452,8 @@ def test_a_rule_from_outside(register):
 
 
 def test_losses_from_outside(register, write):
-    told = "extra_losses: there is no 'spread'; none is registered (what a script registers, only that script knows)"
-    assert message(["--extra-losses", "spread"]) == f"command line: {told}"
+    told = "none is registered (what a script registers, only that script knows: MAIN=SCRIPT)"
+    assert message(["--extra-losses", "spread"]) == f"command line: extra_losses: there is no 'spread'; {told}"
     register(LOSSES, "spread")
     register(LOSSES, "narrow")
     assert parse(["--options", write("extra_losses: spread")]).loss.extra_losses == ("spread",)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from digits import ALL
 from jobs import ROOT, checkpoints, command, logs, states
+from PIL import Image
 
 import continual
 from continual import predict
@@ -76,6 +77,11 @@ def test_lwf_on_two_processes_and_resumed(script, tmp_path):
     alone(lwf, ["--resume", str(logs(tmp_path)), "--max-task", "2"], tmp_path)
     manifest = json.loads(next(checkpoints(tmp_path).glob("*task-2-finished.json")).read_text())
     assert manifest["identity"]["registered"] == ["method lwf"] and manifest["identity"]["lwf_weight"] == 3.0
+    Image.new("L", (8, 8), 200).save(tmp_path / "image.png")
+    words = ["continual.predict", [logs(tmp_path), tmp_path / "image.png"], tmp_path]
+    assert command(*words, MAIN=str(lwf))[0] == 0
+    code, said = command(*words)
+    assert code == 2 and said.count("\n") == 1 and "there is no method 'lwf'" in said and "MAIN=SCRIPT" in said
     job = jobs.run(["--resume", str(logs(tmp_path))], tmp_path)
     assert job.codes == [2] and job.said().count("\n") == 1 and "there is no method 'lwf'" in job.said()
 
@@ -103,6 +109,7 @@ def test_a_loss_an_encoder_a_rule_and_a_metric_in_one_run(script, tmp_path):
 
     verified = command("continual.verify", [logs(tmp_path)], tmp_path, MAIN=str(together), **{ALL: "1"})
     assert verified[0] == 0 and verified[1].endswith("\nverified\n"), verified[1]
+    assert "  code             the same: " in verified[1]  # the script, too
     code, refused = command("continual.verify", [logs(tmp_path)], tmp_path)
     assert code == 2 and refused.count("\n") == 1 and "made with what a script registers (encoder small, loss decor" in refused
 
@@ -112,7 +119,7 @@ def test_a_picture_on_the_page_of_a_run(script, tmp_path, done):
     page, fading = tmp_path / "page", script("fading")
     made = command("continual.report", [logs(done), "--out", page], tmp_path, MAIN=str(fading))
     text = (page / "index.html").read_text()
-    assert made[0] == 0 and "<h2" in text and "How tasks fade" in text and "Registered</h2>" in text, made[1]
+    assert made[0] == 0 and "<h2" in text and "How tasks fade" in text and "Registered by a script</h2>" in text, made[1]
     rows = (page / "exhibits/fading.csv").read_text().splitlines()
     matrix = json.loads((logs(done) / "summary.json").read_text())["matrix"]
     assert rows[0] == "tasks learned since,accuracy" and len(rows) == 4
@@ -136,10 +143,11 @@ def test_a_picture_on_the_page_of_a_run(script, tmp_path, done):
     ("content", "told"),
     [
         (None, "error: MAIN: there is no file "),
-        ("import nothing_of_that_name", "failed at line 1 of "),
-        ("def f(:", "failed at line "),
+        ("import nothing_of_that_name", "failed at line 1 of {path}: ModuleNotFoundError: "),
+        ("\ndef f(:", "failed at line 2 of {path}: SyntaxError: "),
         ("import continual\ncontinual.register_exhibit('Bad Name', print)", "a name is of small letters"),
-        ("raise SystemExit(3)", "failed at line 1 of "),
+        ("import json\njson.loads('[')", "failed at line 2 of {path}: JSONDecodeError: "),
+        ("raise SystemExit(3)", "failed at line 1 of {path}: SystemExit: 3"),
     ],
 )
 def test_a_script_that_cannot_be_run(content, told, tmp_path, monkeypatch, capsys):
@@ -149,7 +157,7 @@ def test_a_script_that_cannot_be_run(content, told, tmp_path, monkeypatch, capsy
     monkeypatch.setenv("MAIN", str(path))
     assert predict.main([str(tmp_path), "a.png"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith("error: ") and told in error
+    assert error.count("\n") == 1 and error.startswith("error: ") and told.format(path=path) in error
 
 
 # --------------------------------------------------------------------------------------------------------- a notebook

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from jobs import checkpoints, command, folders, logs, run
+from jobs import TINY, checkpoints, command, folders, logs, run
 from PIL import Image
 
 from continual.data.samplers import released_drop_last
@@ -132,28 +132,32 @@ def words_of(line: str, where: dict[str, str]) -> list[str]:
 
 def trains(words: list[str], folder: Path, script: str) -> None:
     """A command of train.sh or main.py, small and short, ends well."""
-    argv = words[words.index("bash") + 3 :] if "bash" in words else words[2:]
-    afresh = not {"--resume", "--branch"} & set(argv)
-    if afresh:
-        argv += [*SMALL, *(ON_DIGITS if "cifar" in " ".join(words) else [])]
-        if "--input-size" not in argv:
-            argv += ["--input-size", "16"]
+    if words[0] == "bash":
+        assert words[1] == "train.sh" and re.fullmatch(r"cpu(:\d+)?|\d+(,\d+)*", words[2])
+    argv = words[3:] if words[0] == "bash" else words[2:]
     for key, value in SIZES.items():
         if key in argv:
             argv[argv.index(key) + 1] = value
+    if not {"--resume", "--branch"} & set(argv):
+        argv += [*SMALL, *(ON_DIGITS if "cifar" in " ".join(words) else [])]
+        argv += ["--input-size", "16"] if "--input-size" not in argv else []
     if "--resume" not in argv:
         argv = [word for word in argv if word not in ("--output-basedir", f"{folder}/CHECKPOINTS")]
         argv += folders(folder)[:4]
-    job = run(argv, folder, environment={"MAIN": script} if script else {})
+    job = run(argv, folder, environment={"WANDB_MODE": "offline", **({"MAIN": script} if script else {})})
     if "--wandb" in argv and importlib.util.find_spec("wandb") is None:
         assert job.codes == [2] and "pip install wandb" in job.said()
     else:
         assert job.codes == [0], job.said()
+        assert "--resume" not in argv or "--eval" in argv or "resumed from task-2-training-epoch-2-step-1" in job.said()
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if not elsewhere(line)])
-def test_every_command_does_what_it_says(line, done, tmp_path):
+def test_every_command_ends_well(line, done, tmp_path):
     """With small models, few steps and digits in the place of CIFAR, on one process."""
+    if "train.sh" in line and "--resume" in line:  # one that was stopped
+        done = tmp_path / "stopped"
+        assert run([*TINY, *folders(done)], done, fault="term:step:7").codes == [75]
     where = {"run": str(checkpoints(done) if "--branch" in line else logs(done)), "folder": str(tmp_path)}
     words, script, told = words_of(line, where), "", None
     if words[0].startswith("MAIN="):

@@ -707,7 +707,7 @@ def outside(options: Options) -> list[str]:
         DATA_SETS: [options.data.data_set.lower()],
         METRICS: METRICS.outside(),
     }
-    return sorted(f"{register.what} {name}" for register, names in used.items() for name in names if name in register.outside())
+    return sorted(register.told(name) for register, names in used.items() for name in names if name in register.outside())
 
 
 def check_installed(options: Options) -> None:

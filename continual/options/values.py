@@ -59,7 +59,7 @@ def _check_item(f: dataclasses.Field, item: Any, where: str) -> None:
     within = f.metadata["within"]
     if f.metadata["choices"] and item not in (choices := choices_of(f)):
         if not choices:
-            told = "none is registered (what a script registers, only that script knows)"
+            told = "none is registered (what a script registers, only that script knows: MAIN=SCRIPT)"
             raise OptionsError(f"{where}: {f.name}: there is no {shown(item)}; {told}")
         told = ", ".join(choice or "''" for choice in choices)
         near = nearest(item, filter(None, choices))

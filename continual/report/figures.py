@@ -56,7 +56,7 @@ class Curve:
     quiet: bool = False  # thin and dashed: what the others are held against
 
 
-styled = matplotlib.rc_context(STYLE)  # what draws, draws under it
+styled = matplotlib.rc_context(STYLE)  # a decorator: draws in the style of the page
 
 
 @styled
@@ -119,10 +119,10 @@ def curves(
     return figure
 
 
-def key(figure: Figure) -> None:
-    """What stands for what, above the picture, where there is more than one thing."""
+def key(figure: Figure, *, least: int = 2) -> None:
+    """What stands for what, above the picture, where there are as many things or more."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    if len(labels) > 1:
+    if len(labels) >= least:
         beside = max(1, min(4, 62 // (max(map(len, labels)) + 6)))
         figure.legend(handles, labels, loc="outside upper left", ncols=beside, columnspacing=1.2, handlelength=1.8)
 

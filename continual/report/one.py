@@ -34,16 +34,23 @@ def chapters(past: Past) -> list[Chapter]:
 
 def registered(past: Past) -> list[Chapter]:
     """What scripts have added to the page; no chapter where none has."""
+    from continual.report.figures import files
+
     exhibits, missing = [], []
     for name, make in EXHIBITS.outside().items():
         try:
             made = make(past)
-            exhibits += [] if made is None else [replace(made, name=name.replace("_", "-"))]
+            if not isinstance(made, Exhibit | None):
+                missing.append(f"{name}: what was registered gives a {type(made).__name__} in the place of an Exhibit")
+            elif made is not None:
+                exhibits.append(replace(made, name=name.replace("_", "-")))
+                files(exhibits[-1])  # what cannot be drawn or written fails here
         except Refused as refused:
             missing.append(f"{name}: {refused}")
         except Exception as error:
+            exhibits = [each for each in exhibits if each.name != name.replace("_", "-")]
             missing.append(f"{name}: what was registered failed {how_it_failed(error)}")
-    return [Chapter("Registered", exhibits, missing)] if exhibits or missing else []
+    return [Chapter("Registered by a script", exhibits, missing)] if exhibits or missing else []
 
 
 def title(past: Past) -> str:

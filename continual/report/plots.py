@@ -31,7 +31,7 @@ def columns(
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, top or max(1.0, 1.08 * below.max(initial=0))))
     whole(ax, at)
     ax.grid(axis="x", visible=False)
-    key(figure)
+    key(figure, least=1)
     return figure
 
 
@@ -53,7 +53,7 @@ def lines(
         ax.plot(at, np.asarray(values, dtype=float), label=label, markersize=size, clip_on=limits is None, **style)
     ax.set(xlabel=xlabel, ylabel=ylabel, **({"ylim": limits} if limits else {}))
     whole(ax, at)
-    key(figure)
+    key(figure, least=1)
     return figure
 
 
@@ -120,7 +120,7 @@ def reliability(parts: Sequence[tuple[str, object]]) -> Figure:
         below.stairs(share, edges, color=COLOURS[place], linewidth=1.5)
     ax.set(ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1))
     below.set(xlabel="confidence", ylabel="% of images", ylim=(0, None))
-    key(figure)
+    key(figure, least=1)
     return figure
 
 

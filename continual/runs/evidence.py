@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from continual import command
 from continual.data import identity
 from continual.datasets import Benchmark
 from continual.errors import CheckpointError, one_line
@@ -69,7 +70,7 @@ def _code() -> dict[str, Any]:
 
 def _script() -> Path | None:
     """The user's script that takes the place of main.py, if one does; no program of an installed package."""
-    path = Path(getattr(sys.modules.get("__main__"), "__file__", None) or "").resolve()
+    path = Path(command.script() or getattr(sys.modules.get("__main__"), "__file__", None) or "").resolve()
     known = [ROOT, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()]
     return path if path.is_file() and not set(known) & set(path.parents) else None
 

@@ -165,10 +165,10 @@ class Experiment:
         new_images, name = self.new_images(task.index), self.options.rehearsal.rehearsal
         rule, _, kind = name.rpartition("_") if name != "random" else ("random", "", "")
         key, chosen = self.key("exemplars", task.index, replica, choice), []
-        how = {"k": k, "seed": partial(seed_of, *key), "device": self.loading.device}
+        how, of_group = {"k": k, "seed": partial(seed_of, *key), "device": self.loading.device}, key
         for group, rows in enumerate(rehearsal.groups(new_images.y)):
-            images, key = new_images.take(rows), (*key, "group", group) if group else key
-            look = {"augment": self.selects_on_augmented, "key": key, "newest_only": kind == "token"}
+            images, of_group = new_images.take(rows), (*of_group, "group", group) if group else key
+            look = {"augment": self.selects_on_augmented, "key": of_group, "newest_only": kind == "token"}
             features = None if rule == "random" else self.features(run, task, images, **look)
             picks = distributed.on_main(partial(rehearsal.choose, rule, features, images.y, **how))
             chosen += [rows[each] for each in picks]

@@ -26,7 +26,7 @@ PUBLISHED = {  # option files, classes, images of a class for training and for t
 
 
 def scenario(options: Options, nb_classes: int, trained: int, tested: int) -> SimpleNamespace:
-    """A benchmark of labels alone, cut as the options say."""
+    """A benchmark of labels alone, cut as the options say, whose increment is a number."""
     data = options.data
     sizes = [data.initial_increment] + [data.increment] * ((nb_classes - data.initial_increment) // data.increment)
     tasks = tuple(Task(index, sum(sizes[:index]), size) for index, size in enumerate(sizes))
@@ -57,13 +57,13 @@ def operations_of(work: Work, options: Options, classes: list[int]) -> tuple[flo
         else:
             batch = (optim.incremental_batch_size if work.task else 0) or optim.batch_size
             trained += amount * batch * optim.replicas
-            each = of_step(model, classes) if kind == "training" else of_finetuning(model, classes)
+            each = {"training": of_step, "finetuning": of_finetuning}[kind](model, classes)
             training += amount * batch * optim.replicas * each
     return trained, training, beside
 
 
 def experiment(name: str, options: Options, benchmark: SimpleNamespace) -> Row:
-    """Everything that a run of these options does; equal to what the ledger of such a run counts, but for what is padded."""
+    """Everything that a run of these options does, of DyTox without SAM: what its ledger counts, but for what is padded."""
     tasks, replicas = benchmark.tasks, options.optim.replicas
     memory = Memory.of(options.rehearsal, tasks[-1].nb_seen, replicas)
     found = [0.0, 0.0, 0.0]

@@ -14,7 +14,7 @@ from parts.models import grown, method_for, options_of, tasks_of
 from parts.setting import Row, Setting
 
 ASSUMED = {
-    "bf16 products (TFLOP/s)": 790.0,  # of one H100, as measured before
+    "bf16 products (TFLOP/s)": 790.0,  # of one H100
     "share of it that a step reaches": 0.25,
     "NVLink, all-reduce (GB/s)": 400.0,
     "InfiniBand 200 Gb a machine (GB/s)": 25.0,
