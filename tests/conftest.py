@@ -38,6 +38,7 @@ FURTHER_CASES = (  # of what other cases, which always run, show already
     "test_faults.py::test_not_a_number[[]1]",
     "test_faults.py::test_running_statistics_of_two_processes",
     "test_faults.py::test_resumed_on_four_processes",
+    "test_outside.py::test_a_script_by_train_sh",
     "test_readme.py::test_every_command_ends_well[[]python -m continual.report RUN RUN*",
     "test_readme.py::test_every_command_ends_well[[]python -m continual.export*",
     "test_readme.py::test_every_command_ends_well[[]python -m continual.verify*",

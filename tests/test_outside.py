@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from digits import ALL
-from jobs import ROOT, checkpoints, command, logs, states
+from jobs import ROOT, TIMEOUT, bash, checkpoints, command, logs, states
 from PIL import Image
 
 import continual
@@ -84,6 +84,13 @@ def test_lwf_on_two_processes_and_resumed(script, tmp_path):
     assert code == 2 and said.count("\n") == 1 and "there is no method 'lwf'" in said and "MAIN=SCRIPT" in said
     job = jobs.run(["--resume", str(logs(tmp_path))], tmp_path)
     assert job.codes == [2] and job.said().count("\n") == 1 and "there is no method 'lwf'" in job.said()
+
+
+def test_a_script_by_train_sh(script, tmp_path):
+    """On two processes, as the README says."""
+    argv = ["train.sh", "cpu:2", *TINY, "--max-task", "1", "--method", "lwf", *places(tmp_path)]
+    assert bash(argv, tmp_path, MAIN=str(script("lwf"))).wait(TIMEOUT) == 0, (tmp_path / "output").read_text()
+    assert json.loads((logs(tmp_path) / "status.json").read_text())["status"] == "done"
 
 
 def test_a_loss_an_encoder_a_rule_and_a_metric_in_one_run(script, tmp_path):
