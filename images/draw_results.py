@@ -21,7 +21,14 @@ import numpy as np
 from drawing import tidy
 
 HERE = Path(__file__).resolve().parent
-COLOURS = {"DyTox": "#0072B2", "rehearsal": "#D55E00", "DyTox without distillation": "#009E73", "DyTox+": "#CC79A7"}
+COLOURS = {
+    "DyTox": "#0072B2",
+    "rehearsal": "#D55E00",
+    "DyTox without distillation": "#009E73",
+    "DyTox+": "#CC79A7",
+    "DyTox++": "#E69F00",
+}
+TAKEN_APART = ("DyTox", "DyTox without distillation", "rehearsal")  # whose errors are shown
 KINDS = {
     "within": ("within the task", "#56B4E9"),
     "newer": ("towards newer tasks", "#D55E00"),
@@ -72,7 +79,8 @@ def draw_results() -> plt.Figure:
 
 def draw_errors() -> plt.Figure:
     """The error after every task, in parts that add up to it."""
-    methods = experiments()["glyphs"]
+    found = experiments()["glyphs"]
+    methods = {name: found[name] for name in TAKEN_APART}
     figure, axes = plt.subplots(
         1, len(methods), figsize=(4.2 * len(methods), 3.8), sharey=True, layout="constrained", squeeze=False
     )
