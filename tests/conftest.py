@@ -29,6 +29,9 @@ LONG = (
 
 THOROUGH = "DYTOX_THOROUGH"  # the variable that asks for every case, minutes more
 FURTHER_CASES = (  # of what other cases, which always run, show already
+    "test_contract.py::test_it_learns_two_tasks[[][jfl]*ng]",
+    "test_contract.py::test_it_learns_two_tasks[[]lwf]",
+    "test_deep.py::test_other_methods_say_what_does_not_apply[[]joint]",
     "test_contract.py::test_killed_in_each_phase[[][!dt]*]",  # dytox, der and twophase always
     "test_contract.py::test_one_process_and_two[[][!dt]*]",
     "test_contract.py::test_own_option_acts_from_its_place_on[[]der*]",

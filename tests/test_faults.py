@@ -368,11 +368,10 @@ def test_the_slurm_job_of_the_readme(tmp_path):
     assert job.wait(TIMEOUT) == 75
     assert said().strip().splitlines()[-1].startswith("rank 0: error: stopped at task-1-training-epoch-"), said()
     assert (tmp_path / "scontrol").read_text() == "requeue 7\n"
-    soon = script.replace("--resume", "--resume-anyway --epochs 2 --base-epochs 2 --max-task 1 --resume")
-    soon = soon.replace("cpu:2", "cpu")  # one process starts sooner
-    job = bash(["-c", soon], tmp_path, **environment)
+    (tmp_path / "done.py").write_text("import sys\nprint('told', *sys.argv[1:])\n")  # in the place of a run that ends now
+    job = bash(["-c", script.replace("cpu:2", "cpu")], tmp_path, **environment, MAIN=str(tmp_path / "done.py"))
     assert job.wait(TIMEOUT) == 0, said()  # what is done is done for SLURM, too
-    assert "\nresumed from task-1-" in said() and (tmp_path / "scontrol").read_text() == "requeue 7\n"
+    assert f"\ntold --device cpu --resume {tmp_path}/runs/" in said() and (tmp_path / "scontrol").read_text() == "requeue 7\n"
 
 
 def test_asked_to_stop_while_it_starts_again(tmp_path, undisturbed):
