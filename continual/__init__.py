@@ -38,11 +38,11 @@ def main() -> None:
 
     Where a command runs the script for what it registers (`MAIN=script.py python -m continual.report RUN`), that ends here.
     """
-    from continual.command import Enough, registering
+    from continual.command import registering
     from continual.options import parse_or_exit
 
     if registering():
-        raise Enough
+        sys.exit()
     options = parse_or_exit()
     sys.exit(story().main(options))
 

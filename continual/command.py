@@ -44,10 +44,6 @@ SCRIPT = "registering"  # what a script is called as a module, where forked work
 _registering = False
 
 
-class Enough(BaseException):
-    """What `continual.main()` raises in a script that is run for what it registers: nothing behind it is run."""
-
-
 def register() -> None:
     """Run the script that MAIN names, as for train.sh, for what it registers; it ends at its `continual.main()`.
 
@@ -66,8 +62,6 @@ def register() -> None:
     _registering = True
     try:
         exec(compile(Path(path).read_bytes(), path, "exec"), vars(module))
-    except Enough:
-        pass
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and not error.code:
             return

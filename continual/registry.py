@@ -12,6 +12,7 @@ from typing import Any
 
 from continual.errors import OptionsError
 
+OF_A_SCRIPT = "(what a script registers, only that script knows: MAIN=SCRIPT)"  # said where a name is not known
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
@@ -45,8 +46,7 @@ class Register:
         if name not in self._builtin:
             near = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.0)
             hint = f"; the nearest is {near[0]}" if near else ""
-            only = "(what a script registers, only that script knows: MAIN=SCRIPT)"
-            raise OptionsError(f"there is no {self.what} {name[:80]!r}{hint} {only}")
+            raise OptionsError(f"there is no {self.what} {name[:80]!r}{hint} {OF_A_SCRIPT}")
         module, _, attribute = self._builtin[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
 

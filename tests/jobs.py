@@ -117,13 +117,19 @@ def command(name: str, argv: Sequence[Any], folder: Path, *, processes: int = 1,
         args = (name, [str(word) for word in argv], {**environment, **own}, str(outputs[-1]))
         started.append(SERVER.Process(target=_command, args=args))
         started[-1].start()
-    for process in started:
-        process.join(TIMEOUT)
+    ended(started, time.monotonic() + TIMEOUT)
+    codes = [process.exitcode for process in started]
+    return next((code for code in codes if code), 0), "".join(output.read_text() for output in outputs)
+
+
+def ended(processes: Sequence[Any], until: float) -> None:
+    """Wait for processes up to a moment; those that have not ended then are killed."""
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+    for process in processes:
         if process.is_alive():
             process.kill()
             process.join()
-    codes = [process.exitcode for process in started]
-    return next((code for code in codes if code), 0), "".join(output.read_text() for output in outputs)
 
 
 def ranks(processes: int) -> list[dict[str, str]]:
@@ -162,12 +168,7 @@ class Job:
 
     def wait(self) -> "Job":
         """Until every process has ended; after TIMEOUT they are killed, which the exit codes show."""
-        for process in self.processes:
-            process.join(max(0.0, self.begun + TIMEOUT - time.monotonic()))
-        for process in self.processes:
-            if process.is_alive():
-                process.kill()
-                process.join()
+        ended(self.processes, self.begun + TIMEOUT)
         self.seconds = time.monotonic() - self.begun
         return self
 

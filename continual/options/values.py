@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from continual.errors import OptionsError, some
+from continual.registry import OF_A_SCRIPT
 
 NONE = ("none", "null")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
@@ -59,8 +60,7 @@ def _check_item(f: dataclasses.Field, item: Any, where: str) -> None:
     within = f.metadata["within"]
     if f.metadata["choices"] and item not in (choices := choices_of(f)):
         if not choices:
-            told = "none is registered (what a script registers, only that script knows: MAIN=SCRIPT)"
-            raise OptionsError(f"{where}: {f.name}: there is no {shown(item)}; {told}")
+            raise OptionsError(f"{where}: {f.name}: there is no {shown(item)}; none is registered {OF_A_SCRIPT}")
         told = ", ".join(choice or "''" for choice in choices)
         near = nearest(item, filter(None, choices))
         raise OptionsError(f"{where}: {f.name}: {shown(item)} is not one of {told}; the nearest is {near}")

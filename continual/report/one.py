@@ -43,12 +43,12 @@ def registered(past: Past) -> list[Chapter]:
             if not isinstance(made, Exhibit | None):
                 missing.append(f"{name}: what was registered gives a {type(made).__name__} in the place of an Exhibit")
             elif made is not None:
-                exhibits.append(replace(made, name=name.replace("_", "-")))
-                files(exhibits[-1])  # what cannot be drawn or written fails here
+                shown = replace(made, name=name.replace("_", "-"))
+                files(shown)  # what cannot be drawn or written fails here
+                exhibits.append(shown)
         except Refused as refused:
             missing.append(f"{name}: {refused}")
         except Exception as error:
-            exhibits = [each for each in exhibits if each.name != name.replace("_", "-")]
             missing.append(f"{name}: what was registered failed {how_it_failed(error)}")
     return [Chapter("Registered by a script", exhibits, missing)] if exhibits or missing else []
 

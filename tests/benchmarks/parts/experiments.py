@@ -56,9 +56,9 @@ def operations_of(work: Work, options: Options, classes: list[int]) -> tuple[flo
             beside += amount * operations(model, classes, div=False)
         else:
             batch = (optim.incremental_batch_size if work.task else 0) or optim.batch_size
-            trained += amount * batch * optim.replicas
+            nb_images = amount * batch * optim.replicas
             each = {"training": of_step, "finetuning": of_finetuning}[kind](model, classes)
-            training += amount * batch * optim.replicas * each
+            trained, training = trained + nb_images, training + nb_images * each
     return trained, training, beside
 
 
