@@ -3,6 +3,7 @@
 The experiment, top to bottom: options -> scenario -> for each task: the method's phases, remember, evaluate, save.
 """
 
+import gc
 import signal
 
 from continual.options import Options, parse_or_exit
@@ -10,6 +11,7 @@ from continual.options import Options, parse_or_exit
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is a run that can save, Ctrl-C simply ends it
     OPTIONS = parse_or_exit()  # here, so that a wrong option is answered before torch is imported
+    gc.disable()  # what is imported stays: looking through it for garbage is a third of a start
 
 import sys
 from functools import partial
@@ -179,4 +181,6 @@ def scores(run: Run, exp: Experiment, task: Task, kept: list | None = None) -> e
 
 
 if __name__ == "__main__":
+    gc.freeze()
+    gc.enable()
     sys.exit(main(OPTIONS))

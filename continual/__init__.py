@@ -38,13 +38,15 @@ def main() -> None:
 
     Where a command runs the script for what it registers (`MAIN=script.py python -m continual.report RUN`), that ends here.
     """
-    from continual.command import registering
+    from continual.command import quick_imports, registering
     from continual.options import parse_or_exit
 
     if registering():
         sys.exit()
     options = parse_or_exit()
-    sys.exit(story().main(options))
+    with quick_imports():
+        experiment = story()
+    sys.exit(experiment.main(options))
 
 
 def configure(*files: str | Path, **changes: Any) -> Options:

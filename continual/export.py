@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from continual.command import Parser, answered, keep_out_of
+from continual.command import Parser, answered, keep_out_of, quick_imports
 from continual.errors import OptionsError, plain
 from continual.files import absolute
 
@@ -43,7 +43,8 @@ def _export(argv: Sequence[str]) -> int:
     if asked.task is not None and asked.task < 0:
         raise OptionsError(f"--task: {asked.task} is below 0")
 
-    from continual.runs import bundle, loading  # and torch with it, now that what was asked for makes sense
+    with quick_imports():  # of torch with it, now that what was asked for makes sense
+        from continual.runs import bundle, loading
 
     run = Path(asked.run)
     own = loading.folders_of(run)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from continual.command import Parser, answered, keep_out_of
+from continual.command import Parser, answered, keep_out_of, quick_imports
 from continual.errors import DataError, OptionsError, plain
 from continual.files import absolute, replacing
 
@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
 def _predict(argv: Sequence[str]) -> int:
     asked = _checked(arguments().parse_args(argv))
 
-    from continual.runs import answering, loading  # and torch with it, now that what was asked for makes sense
+    with quick_imports():  # of torch with it, now that what was asked for makes sense
+        from continual.runs import answering, loading
 
     run = Path(asked.run)
     out = keep_out_of(loading.folders_of(run), asked.out, "--out") if asked.out else None

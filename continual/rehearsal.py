@@ -16,6 +16,7 @@ from continual.tasks import Task
 
 CPU = torch.device("cpu")
 AT_ONCE = 12_000  # images; in ImageNet's last of ten tasks the features of each are 10 x 384 numbers
+IN_A_ROW = 64  # picks of herding, before it looks whether they suffice: on a GPU each look waits
 
 
 def _by_distance(features: np.ndarray) -> np.ndarray:
@@ -61,26 +62,23 @@ def herding(classes: Sequence[Tensor], k: int) -> list[np.ndarray]:
     products = rows @ rows.transpose(1, 2)  # (C, n, n)
 
     outside = torch.arange(rows.shape[1], device=rows.device) >= sizes[:, None]
-    scores = step.masked_fill(outside, -torch.inf)
-    wanted, most = sizes.clamp(max=k), 10 * sizes + 1000  # picks that come up again need an end: equal images would never stop
-    place, nb_chosen = torch.full_like(outside, -1, dtype=torch.long), torch.zeros_like(sizes)
-    for turn in range(10 * rows.shape[1] + 1000):
-        if turn % 64 == 0 and bool((nb_chosen >= wanted).logical_or(turn >= most).all()):
-            break
-        best = scores.argmax(dim=1, keepdim=True)  # (C, 1)
-        held = place.gather(1, best)
-        takes = (held < 0) & ((nb_chosen < wanted) & (turn < most))[:, None]
-        place.scatter_(1, best, torch.where(takes, nb_chosen[:, None], held))
-        nb_chosen += takes[:, 0]
-        scores += step - products.gather(1, best[:, :, None].expand(-1, 1, scores.shape[1]))[:, 0]
-    return [_ranked(*of_class, k) for of_class in zip(rows.cpu(), place.cpu(), sizes.tolist(), strict=True)]
+    scores, every = step.masked_fill(outside, -torch.inf), torch.arange(len(rows), device=rows.device)
+    most = 10 * sizes + 1000  # picks that come up again need an end: equal images would never stop
+    picks, picked = [], torch.zeros_like(outside)
+    while not (picks and bool(((picked.sum(dim=1) >= sizes.clamp(max=k)) | (most <= len(picks))).all())):
+        for _ in range(IN_A_ROW):
+            picks.append(best := scores.argmax(dim=1))  # (C,)
+            scores += step - products[every, best]
+        picked.scatter_(1, torch.stack(picks[-IN_A_ROW:], dim=1), True)
+    found = zip(rows.cpu(), torch.stack(picks, dim=1).tolist(), sizes.tolist(), most.tolist(), strict=True)
+    return [_ranked(of_class[:size], ranking[:end], k) for of_class, ranking, size, end in found]
 
 
-def _ranked(rows: Tensor, place: Tensor, size: int, k: int) -> np.ndarray:
-    """The chosen by their places, then, where too few were, the closest to the mean."""
-    chosen = place.argsort(stable=True)[int((place < 0).sum()) :].tolist()
-    if len(chosen) < min(k, size):
-        chosen += [int(i) for i in _by_distance(rows[:size].numpy()) if i not in chosen]
+def _ranked(rows: Tensor, picks: Sequence[int], k: int) -> np.ndarray:
+    """Each pick where it first came up, then, where too few were, the closest to the mean."""
+    chosen = list(dict.fromkeys(picks))
+    if len(chosen) < min(k, len(rows)):
+        chosen += [i for i in _by_distance(rows.numpy()).tolist() if i not in chosen]
     return np.array(chosen[:k], dtype=int)
 
 

@@ -1,5 +1,6 @@
 """One thread in every process that the tests start: equal to the last bit means equal sums, and so equal numbers of threads."""
 
+import gc
 import os
 import shutil
 from fnmatch import fnmatchcase
@@ -8,6 +9,7 @@ import pytest
 
 os.environ.pop("MAIN", None)  # a script that commands would run for what it registers
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in every process started from here
+gc.disable()  # until all is imported
 
 LONG = (
     "test_contract",
@@ -74,6 +76,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             name = item.nodeid[item.nodeid.index("test_") :]  # without its folder
             if any(fnmatchcase(name, pattern) for pattern in FURTHER_CASES):
                 item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is not looked through for garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

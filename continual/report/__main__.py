@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from continual.command import Parser, answered
+from continual.command import Parser, answered, quick_imports
 from continual.errors import plain
 
 
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(argv: Sequence[str] | None) -> int:
     wanted = parser().parse_args(argv)
-    from continual.report.page import Wanted, make  # now, so that a wrong option is answered before torch is imported
+    with quick_imports():  # now, so that a wrong option is answered before torch is imported
+        from continual.report.page import Wanted, make
 
     print(plain(f"the page: {make(Wanted(**vars(wanted)))}"))
     return 0
