@@ -174,8 +174,11 @@ def _noting(inner: Callable, looks: list[str], place: str) -> Callable:
 
 if __name__ == "__main__":
     if "DYTOX_CHECK" not in os.environ:
-        from digits import few_digits
+        from continual.command import quick_imports
 
-        few_digits()
-        install()
+        with quick_imports():
+            from digits import few_digits
+
+            few_digits()
+            install()
     runpy.run_path(str(Path(__file__).parent.parent / "main.py"), run_name="__main__")

@@ -21,6 +21,7 @@ import torch
 from digits import ALL, few_digits
 
 from continual.errors import CheckpointError
+from continual.runs import predictions
 from continual.runs.checkpoint import Store
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +45,7 @@ def _server() -> multiprocessing.context.ForkServerContext:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["main", "sklearn.datasets", "continuum.datasets"])
+    context.set_forkserver_preload(["main", "sklearn.datasets", "continuum.datasets", "torch.utils.tensorboard"])
     return context
 
 
@@ -329,7 +330,7 @@ def assert_same_results(folder: Path, reference: Path) -> None:
 
 
 def what_counts(folder):
-    """Weights, exemplars, metrics and losses after every epoch; not the optimizer, whose moments lie near zero."""
+    """Weights, exemplars, metrics, losses and answers after every epoch; not the optimizer, whose moments lie near zero."""
     kept = {
         name: {key: state[key] for key in ("position", "model", "teacher", "memory", "report", "last")}
         for name, state in states(checkpoints(folder)).items()
@@ -337,4 +338,6 @@ def what_counts(folder):
     for state in kept.values():
         state["report"] = {key: value for key, value in state["report"].items() if key == "nb_seen"}
     evaluations = [json.loads(line) for line in (logs(folder) / "evaluations.jsonl").read_text().splitlines()]
-    return {"states": kept, "evaluations": evaluations}
+    found = {path.name: predictions.read(path) for path in sorted((logs(folder) / "predictions").iterdir())}
+    answers = {name: (of.places.tolist(), of.labels.tolist(), of.answers.tolist()) for name, of in found.items()}
+    return {"states": kept, "evaluations": evaluations, "answers": answers}

@@ -18,9 +18,9 @@ PLAIN = [*THREE_TASKS, "--method", "rehearsal", "--memory-size", "24"]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, done):
     """Runs of three tasks, on so many processes."""
-    made = {}
+    made = {(1, tuple(THREE_TASKS)): done}
 
     def of(processes=1, argv=THREE_TASKS):
         key = processes, tuple(argv)

@@ -32,10 +32,13 @@ from jobs import (
     states,
     wait_for,
 )
+from test_board import SHOWN, points
 from torch.distributed import TCPStore
 
+PILLOW = ["--augment", "pillow"]  # so that there is something for workers to do
+
 # Longer than any test waits, with a worker of data loading.
-LONG = [*TINY, "--no-debug", "--epochs", "1000", "--base-epochs", "1000", "--augment", "pillow", "--num-workers", "1"]
+LONG = [*TINY, "--no-debug", "--epochs", "1000", "--base-epochs", "1000", *PILLOW, "--num-workers", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +46,12 @@ def undisturbed(tmp_path_factory):
     """The folder of a run on so many processes that nothing happened to."""
     done = {}
 
-    def of(processes):
-        if processes not in done:
-            done[processes] = tmp_path_factory.mktemp(f"undisturbed-{processes}")
-            finish([*TINY, *folders(done[processes])], done[processes], processes=processes)
-        return done[processes]
+    def of(processes, *more):
+        key = processes, more
+        if key not in done:
+            done[key] = tmp_path_factory.mktemp("undisturbed")
+            finish([*SHOWN, *more, *folders(done[key])], done[key], processes=processes)
+        return done[key]
 
     return of
 
@@ -61,10 +65,12 @@ def status(folder):
 
 
 def test_killed_anywhere(tmp_path, undisturbed):
-    for place, job in faulty("kill", KILLED_AT, tmp_path):
+    """And every point of TensorBoard is there once."""
+    for place, job in faulty("kill", ["rename:1", *KILLED_AT], tmp_path, SHOWN):
         assert job.codes == [-signal.SIGKILL], (place, job.said())
-        assert status(tmp_path)["status"] == "running"
+        assert status(tmp_path)["status"] == "running" and "warning: TensorBoard" not in job.said()
     assert_same_results(tmp_path, undisturbed(1))
+    assert points(tmp_path) == points(undisturbed(1))
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -162,14 +168,12 @@ def test_running_statistics_of_two_processes(tmp_path):
     assert_same_results(tmp_path / "b", tmp_path / "a")
 
 
-def test_killed_with_its_workers_and_resumed_at_once(tmp_path):
+def test_killed_with_its_workers_and_resumed_at_once(tmp_path, undisturbed):
     """The workers live on for some seconds; the run's lock must not."""
-    one_by_one = [*TINY, "--augment", "pillow"]
-    finish([*one_by_one, *folders(tmp_path / "a")], tmp_path)
-    job = run([*one_by_one, *folders(tmp_path / "b"), "--num-workers", "2"], tmp_path, fault="kill:step:6")
+    job = run([*TINY, *PILLOW, *folders(tmp_path), "--num-workers", "2"], tmp_path, fault="kill:step:6")
     assert job.codes == [-signal.SIGKILL]
-    resume(tmp_path / "b")
-    assert_same_results(tmp_path / "b", tmp_path / "a")
+    resume(tmp_path)
+    assert_same_results(tmp_path, undisturbed(1, *PILLOW))
 
 
 def test_killed_before_the_first_checkpoint(tmp_path, undisturbed):
@@ -184,12 +188,14 @@ def test_killed_before_the_first_checkpoint(tmp_path, undisturbed):
 
 def test_asked_to_stop(tmp_path, undisturbed):
     """A step of training, or a batch of anything else, is the most that is done before saving."""
-    for (_, where), (place, job) in zip(STOPPED_AT, faulty("term", [place for place, _ in STOPPED_AT], tmp_path), strict=True):
+    jobs = faulty("term", [place for place, _ in STOPPED_AT], tmp_path, SHOWN)
+    for (_, where), (place, job) in zip(STOPPED_AT, jobs, strict=True):
         assert job.codes == [75], (place, job.said())
         assert status(tmp_path)["status"] == "preempted" and status(tmp_path)["exit_code"] == 75
         last = job.said().strip().splitlines()[-1]
         assert last.startswith(f"error: stopped at {where} and saved") and str(checkpoints(tmp_path)) in last
     assert_same_results(tmp_path, undisturbed(1))
+    assert points(tmp_path) == points(undisturbed(1))  # also of a resumed evaluation, which begins with the means of its epoch
 
 
 def test_asked_to_stop_at_the_very_end(tmp_path, undisturbed):
@@ -269,12 +275,9 @@ def test_one_of_two_processes_gets_ctrl_c(tmp_path, undisturbed):
     assert_same_results(tmp_path, undisturbed(2))
 
 
-def test_a_worker_killed(tmp_path):
+def test_a_worker_killed(tmp_path, undisturbed):
     """As the out-of-memory killer would."""
-    one_by_one, alone = [*TINY, "--augment", "pillow"], tmp_path / "alone"
-    finish([*one_by_one, *folders(alone)], alone)
-    tmp_path = tmp_path / "killed"
-    counts, argv = tmp_path / "counts-0", [*one_by_one, *folders(tmp_path), "--num-workers", "1"]
+    counts, argv = tmp_path / "counts-0", [*TINY, *PILLOW, *folders(tmp_path), "--num-workers", "1"]
     job = Job(argv, tmp_path, fault="hang:step:5", environment={faults.COUNTS: str(counts)[:-2]})
     wait_for(lambda: counts.exists() and '"step": 5' in counts.read_text())  # an evaluation's worker is missed by nobody
     (worker,) = children(job.processes[0].pid)
@@ -284,7 +287,7 @@ def test_a_worker_killed(tmp_path):
     assert line.startswith("error: data loading failed: DataLoader worker (pid") and "--num-workers 1 " in line
     assert "Traceback" not in job.said() and line.split("error: ")[1] in status(tmp_path)["message"]
     resume(tmp_path)
-    assert_same_results(tmp_path, alone)
+    assert_same_results(tmp_path, undisturbed(1, *PILLOW))
 
 
 def test_an_evaluation_alone_asked_to_stop(undisturbed):
@@ -347,11 +350,11 @@ def children(pid):
 
 
 def test_the_slurm_job_of_the_readme(tmp_path):
-    """Asked to stop, more than once, it saves on every process and has itself queued again; then it goes on."""
+    """Asked to stop, more than once, it saves and has itself queued again; then it goes on."""
     text = (ROOT / "README.md").read_text()
     (script,) = re.findall(r"```bash\n(#!/usr/bin/env bash\n#SBATCH.*?)```", text, flags=re.DOTALL)
     options = shlex.join([*TINY, "--no-debug", "--epochs", "1000", "--base-epochs", "1000"])
-    script = script.replace("train.sh 0,1", "train.sh cpu:2").replace("--name dytox", f"{options} --name dytox")
+    script = script.replace("train.sh 0,1", "train.sh cpu").replace("--name dytox", f"{options} --name dytox")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/sh\necho $* >> {tmp_path}/scontrol\n")
     (tmp_path / "bin" / "scontrol").chmod(0o755)
@@ -366,10 +369,10 @@ def test_the_slurm_job_of_the_readme(tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)
     assert job.wait(TIMEOUT) == 75
-    assert said().strip().splitlines()[-1].startswith("rank 0: error: stopped at task-1-training-epoch-"), said()
+    assert said().strip().splitlines()[-1].startswith("error: stopped at task-1-training-epoch-"), said()
     assert (tmp_path / "scontrol").read_text() == "requeue 7\n"
     (tmp_path / "done.py").write_text("import sys\nprint('told', *sys.argv[1:])\n")  # in the place of a run that ends now
-    job = bash(["-c", script.replace("cpu:2", "cpu")], tmp_path, **environment, MAIN=str(tmp_path / "done.py"))
+    job = bash(["-c", script], tmp_path, **environment, MAIN=str(tmp_path / "done.py"))
     assert job.wait(TIMEOUT) == 0, said()  # what is done is done for SLURM, too
     assert f"\ntold --device cpu --resume {tmp_path}/runs/" in said() and (tmp_path / "scontrol").read_text() == "requeue 7\n"
 

@@ -235,15 +235,12 @@ def test_amounts(number, text):
     assert amount(number, "B") == text
 
 
-def test_a_killed_and_resumed_run_counts_what_an_undisturbed_one_does(tmp_path):
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
-    finish([*THREE_TASKS, *folders(tmp_path / "whole")], tmp_path / "whole")
-    job = run([*THREE_TASKS, *folders(tmp_path / "killed")], tmp_path / "killed", fault="kill:step:9")
+def test_a_killed_and_resumed_run_counts_what_an_undisturbed_one_does(tmp_path, done):
+    job = run([*THREE_TASKS, *folders(tmp_path)], tmp_path, fault="kill:step:9")
     assert job.codes == [-9]
     begun = time.monotonic()
-    finish(["--resume", str(checkpoints(tmp_path / "killed"))], tmp_path / "killed")
-    whole, killed = (json.loads((logs(tmp_path / name) / "summary.json").read_text()) for name in ("whole", "killed"))
+    finish(["--resume", str(checkpoints(tmp_path))], tmp_path)
+    whole, killed = (json.loads((logs(folder) / "summary.json").read_text()) for folder in (done, tmp_path))
     for key in ("images", "steps", "flops", "images_evaluated", "model_bytes", "exemplar_bytes"):
         assert killed["cost"][key] == whole["cost"][key] > 0, key
     for summary in (whole, killed):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from jobs import THREE_TASKS, TINY, assert_same_results, finish, folders, logs
+from jobs import TINY, assert_same_results, finish, folders, logs
 
 from continual.errors import CheckpointError
 from continual.report.reading import read
@@ -68,22 +68,11 @@ def test_they_are_the_accuracies_of_the_run(done):
         assert np.allclose(found.logits[np.arange(len(best)), found.answers], best)  # but for ties that rounding made
 
 
-def test_two_processes_keep_what_one_does(tmp_path, done):
-    for share in ("--dist-eval", "--no-dist-eval"):
-        folder = tmp_path / share
-        finish([*THREE_TASKS, share, *folders(folder)], folder, processes=2)
-        for path in sorted((logs(done) / "predictions").iterdir()):
-            one, two = (predictions.read(where / path.name) for where in (path.parent, logs(folder) / "predictions"))
-            assert np.array_equal(one.places, two.places) and np.array_equal(one.labels, two.labels)
-            assert np.allclose(one.logits.astype(float), two.logits.astype(float), atol=0.05)
-
-
-def test_a_run_that_goes_back_forgets_later_ones(tmp_path, done):
-    finish([*THREE_TASKS, *folders(tmp_path)], tmp_path)
-    finish(["--resume", str(logs(tmp_path)), "--start-task", "1", "--max-task", "2"], tmp_path)
-    assert sorted(path.name for path in (logs(tmp_path) / "predictions").iterdir()) == ["task-1.npz", "task-2.npz"]
-    finish(["--resume", str(logs(tmp_path)), "--max-task", "3"], tmp_path)
-    assert_same_results(tmp_path, done)
+def test_a_run_that_goes_back_forgets_later_ones(copy, done):
+    finish(["--resume", str(logs(copy)), "--start-task", "1", "--max-task", "2"], copy)
+    assert sorted(path.name for path in (logs(copy) / "predictions").iterdir()) == ["task-1.npz", "task-2.npz"]
+    finish(["--resume", str(logs(copy)), "--max-task", "3"], copy)
+    assert_same_results(copy, done)
 
 
 def test_they_can_be_left_out(tmp_path):
