@@ -179,8 +179,8 @@ class Ledger:
 
     @contextmanager
     def _passes(self, model: nn.Module, line: Line | None) -> Iterator[None]:
-        """Book the images that pass through the model inside, their FLOPs by the first batch of this line."""
-        counting, per_image = _Flops(), line.flops / line.images if line.images else None
+        """Book the images that pass through the model inside, their FLOPs by the first batch."""
+        counting, per_image = _Flops(), None
 
         def before(module: nn.Module, args: tuple) -> None:
             if per_image is None:
