@@ -3,15 +3,16 @@
 The experiment, top to bottom: options -> scenario -> for each task: the method's phases, remember, evaluate, save.
 """
 
-import gc
 import signal
 
+from continual.command import quick_imports
 from continual.options import Options, parse_or_exit
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is a run that can save, Ctrl-C simply ends it
     OPTIONS = parse_or_exit()  # here, so that a wrong option is answered before torch is imported
-    gc.disable()  # what is imported stays: looking through it for garbage is a third of a start
+    with quick_imports():
+        import continual.runs.looking  # noqa: F401  (torch and timm, before all that comes now)
 
 import sys
 from functools import partial
@@ -181,6 +182,4 @@ def scores(run: Run, exp: Experiment, task: Task, kept: list | None = None) -> e
 
 
 if __name__ == "__main__":
-    gc.freeze()
-    gc.enable()
     sys.exit(main(OPTIONS))

@@ -63,9 +63,9 @@ def herding(classes: Sequence[Tensor], k: int) -> list[np.ndarray]:
 
     outside = torch.arange(rows.shape[1], device=rows.device) >= sizes[:, None]
     scores, every = step.masked_fill(outside, -torch.inf), torch.arange(len(rows), device=rows.device)
-    most = 10 * sizes + 1000  # picks that come up again need an end: equal images would never stop
+    wanted, most = sizes.clamp(max=k), 10 * sizes + 1000  # picks that come up again need an end: equal images would never stop
     picks, picked = [], torch.zeros_like(outside)
-    while not (picks and bool(((picked.sum(dim=1) >= sizes.clamp(max=k)) | (most <= len(picks))).all())):
+    while not (picks and bool(((picked.sum(dim=1) >= wanted) | (most <= len(picks))).all())):
         for _ in range(IN_A_ROW):
             picks.append(best := scores.argmax(dim=1))  # (C,)
             scores += step - products[every, best]
@@ -76,10 +76,10 @@ def herding(classes: Sequence[Tensor], k: int) -> list[np.ndarray]:
 
 def _ranked(rows: Tensor, picks: Sequence[int], k: int) -> np.ndarray:
     """Each pick where it first came up, then, where too few were, the closest to the mean."""
-    chosen = list(dict.fromkeys(picks))
+    chosen = dict.fromkeys(picks)
     if len(chosen) < min(k, len(rows)):
-        chosen += [i for i in _by_distance(rows.numpy()).tolist() if i not in chosen]
-    return np.array(chosen[:k], dtype=int)
+        chosen |= dict.fromkeys(_by_distance(rows.numpy()).tolist())
+    return np.array(list(chosen)[:k], dtype=int)
 
 
 def choose(

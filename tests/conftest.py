@@ -63,9 +63,6 @@ FURTHER_CASES = (  # of what other cases, which always run, show already
     "test_branch.py::test_killed_anywhere[[][fm]*",
     "test_compare.py::test_chance_is_taken_for_a_difference_one_time_in_twenty[[]3*",
     "test_launch.py::test_too_few_open_files",
-    "test_launch.py::test_nobody_reads",
-    "test_board.py::test_nothing_of_it_is_imported_before_there_is_a_record",
-    "test_branch.py::test_a_series",
     "test_option_effects.py::test_weights_part_where_the_option_begins_to_act[[][d-z]*",
 )
 

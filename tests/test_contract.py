@@ -17,6 +17,7 @@ from jobs import (
     ROOT,
     TINY,
     assert_close,
+    assert_close_logits,
     assert_equal,
     assert_same_results,
     checkpoints,
@@ -135,6 +136,7 @@ def test_it_learns_two_tasks(case, tmp_path):
 def test_one_process_and_two(case, tmp_path, undisturbed):
     finish([*SMALL, *CASES[case], *folders(tmp_path)], tmp_path, processes=2, environment=HERE)
     assert_close(what_counts(tmp_path), what_counts(undisturbed(case)))
+    assert_close_logits(tmp_path, undisturbed(case))
     own, theirs = (states(checkpoints(folder)) for folder in (tmp_path, undisturbed(case)))
     assert_close(*({name: state["method"] for name, state in each.items()} for each in (own, theirs)))
 

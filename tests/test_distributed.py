@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from jobs import SERVER, THREE_TASKS, TIMEOUT, TINY, assert_close, assert_equal, finish, folders, results, run, what_counts
+from jobs import (
+    SERVER,
+    THREE_TASKS,
+    TIMEOUT,
+    TINY,
+    assert_close,
+    assert_close_logits,
+    assert_equal,
+    finish,
+    folders,
+    results,
+    run,
+    what_counts,
+)
 
 from continual import rehearsal
 from continual.errors import LostProcess, OptionsError
@@ -37,6 +50,7 @@ def test_one_two_and_four_processes(several, more, tmp_path):
         found[processes] = what_counts(folder)
     for processes in several:
         assert_close(found[processes], found[1], f"{processes} processes")
+        assert_close_logits(tmp_path / str(processes), tmp_path / "1")
         exemplars = [[state["memory"] for state in found[p]["states"].values()] for p in (1, processes)]
         assert_equal(*exemplars)
 

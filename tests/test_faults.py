@@ -13,9 +13,7 @@ import faults
 import pytest
 from campaign import campaign
 from jobs import (
-    KILLED_AT,
     ROOT,
-    STOPPED_AT,
     TIMEOUT,
     TINY,
     Job,
@@ -39,6 +37,33 @@ PILLOW = ["--augment", "pillow"]  # so that there is something for workers to do
 
 # Longer than any test waits, with a worker of data loading.
 LONG = [*TINY, "--no-debug", "--epochs", "1000", "--base-epochs", "1000", *PILLOW, "--num-workers", "1"]
+
+# Faults one after the other, each met by what resumed after the one before, from the beginning of a run to its end.
+KILLED_AT = (
+    "rename:1",  # before its first checkpoint
+    "data:3",
+    "manifest:3",
+    "evaluation:5",
+    "backward:6",
+    "exemplars:4",
+    "finetuning:1",
+    "writing:1",
+    "rename:2",
+    "end:1",
+)
+STOPPED_AT = [  # and where the run then is
+    ("data:1,term:rename:4,term:manifest:2", "task-1-training-epoch-1-step-1"),  # and again while it saves
+    ("evaluation:2", "task-1-training-epoch-1-step-2"),  # the second of three batches, after the epoch's two steps
+    ("writing:1", "task-1-training-epoch-2-step-1"),
+    ("exemplars:4", "task-1-remembering-epoch-1-step-0"),
+    ("evaluation:1", "task-1-evaluating-epoch-1-step-0"),
+    ("task change:1", "task-2-training-epoch-1-step-0"),
+    ("step:1", "task-2-training-epoch-1-step-1"),
+    ("evaluation:3", "task-2-training-epoch-1-step-2"),
+    ("data:1", "task-2-training-epoch-2-step-1"),
+    ("exemplars:4", "task-2-remembering-epoch-1-step-0"),
+    ("finetuning:1", "task-2-finetuning-epoch-1-step-1"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +91,7 @@ def status(folder):
 
 def test_killed_anywhere(tmp_path, undisturbed):
     """And every point of TensorBoard is there once."""
-    for place, job in faulty("kill", ["rename:1", *KILLED_AT], tmp_path, SHOWN):
+    for place, job in faulty("kill", KILLED_AT, tmp_path, SHOWN):
         assert job.codes == [-signal.SIGKILL], (place, job.said())
         assert status(tmp_path)["status"] == "running" and "warning: TensorBoard" not in job.said()
     assert_same_results(tmp_path, undisturbed(1))
@@ -350,11 +375,11 @@ def children(pid):
 
 
 def test_the_slurm_job_of_the_readme(tmp_path):
-    """Asked to stop, more than once, it saves and has itself queued again; then it goes on."""
+    """Asked to stop, more than once, it saves on every process and has itself queued again; then it goes on."""
     text = (ROOT / "README.md").read_text()
     (script,) = re.findall(r"```bash\n(#!/usr/bin/env bash\n#SBATCH.*?)```", text, flags=re.DOTALL)
     options = shlex.join([*TINY, "--no-debug", "--epochs", "1000", "--base-epochs", "1000"])
-    script = script.replace("train.sh 0,1", "train.sh cpu").replace("--name dytox", f"{options} --name dytox")
+    script = script.replace("train.sh 0,1", "train.sh cpu:2").replace("--name dytox", f"{options} --name dytox")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/sh\necho $* >> {tmp_path}/scontrol\n")
     (tmp_path / "bin" / "scontrol").chmod(0o755)
@@ -369,10 +394,10 @@ def test_the_slurm_job_of_the_readme(tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)
     assert job.wait(TIMEOUT) == 75
-    assert said().strip().splitlines()[-1].startswith("error: stopped at task-1-training-epoch-"), said()
+    assert said().strip().splitlines()[-1].startswith("rank 0: error: stopped at task-1-training-epoch-"), said()
     assert (tmp_path / "scontrol").read_text() == "requeue 7\n"
     (tmp_path / "done.py").write_text("import sys\nprint('told', *sys.argv[1:])\n")  # in the place of a run that ends now
-    job = bash(["-c", script], tmp_path, **environment, MAIN=str(tmp_path / "done.py"))
+    job = bash(["-c", script.replace("cpu:2", "cpu")], tmp_path, **environment, MAIN=str(tmp_path / "done.py"))
     assert job.wait(TIMEOUT) == 0, said()  # what is done is done for SLURM, too
     assert f"\ntold --device cpu --resume {tmp_path}/runs/" in said() and (tmp_path / "scontrol").read_text() == "requeue 7\n"
 
